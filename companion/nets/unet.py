@@ -1,0 +1,135 @@
+"""The U-Net: down to a coarse grid, up again, with the fine details handed across (Ho et al. 2020, appendix B)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from companion.nets.embedding import timestep_embedding
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a skip; the time shifts and scales the second normalisation (FiLM, AdaGN)."""
+
+    def __init__(self, inside: int, out: int, emb: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, inside), nn.Conv2d(inside, out, 3, padding=1)
+        self.film = nn.Linear(emb, 2 * out)
+        self.norm2, self.conv2 = nn.GroupNorm(8, out), nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(inside, out, 1) if inside != out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x, emb):  # (batch, inside, h, w), (batch, emb) -> (batch, out, h, w)
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Every pixel looks at every other one, in heads of 32 channels; starts as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = max(1, channels // 32)
+        self.norm, self.qkv = nn.GroupNorm(8, channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):  # (batch, channels, h, w), kept
+        batch, channels, height, width = x.shape
+        split = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = split.transpose(-1, -2).unbind(1)  # each (batch, heads, pixels, channels per head)
+        looked_up = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        return x + self.out(looked_up.reshape(batch, channels, height, width))
+
+
+class UNet(nn.Module):
+    """Residual blocks over resolutions that halve, attention at the coarsest; output of x's shape.
+
+    ``width`` channels at full resolution, ``width * multipliers[i]`` at level i (each a multiple of 8), ``blocks``
+    residual blocks a level. With ``classes`` the network takes ``cond``, a class per sample as int64 of shape
+    (batch,); the class number ``classes`` means none given, and so does cond=None. ``time_scale`` multiplies t before
+    it is embedded: 1000 for times in [0, 1], 1 for times up to about 1000. Height and width must be divisible by
+    2^(levels − 1). Raises ValueError for arguments or inputs that do not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        width: int = 32,
+        multipliers: tuple[int, ...] = (1, 2),
+        blocks: int = 1,
+        classes: int | None = None,
+        time_scale: float = 1000.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % 8 or not multipliers:
+            raise ValueError(f"width must be a multiple of 8 and multipliers not empty; got {width}, {multipliers}")
+        self.channels, self.classes, self.time_scale, self.width = channels, classes, time_scale, width
+        self.factor = 2 ** (len(multipliers) - 1)
+        emb = 4 * width
+        self.time = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.label = nn.Embedding(classes + 1, emb) if classes is not None else None
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.dropout = nn.Dropout2d(dropout)
+
+        self.down, self.up, handed = nn.ModuleList(), nn.ModuleList(), [width]
+        now = width
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                self.down.append(ResBlock(now, width * multiplier, emb))
+                now = width * multiplier
+                handed.append(now)
+            if level < len(multipliers) - 1:
+                self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
+                handed.append(now)
+        self.middle = nn.ModuleList([ResBlock(now, now, emb), Attention(now), ResBlock(now, now, emb)])
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(ResBlock(now + handed.pop(), width * multiplier, emb))
+                now = width * multiplier
+            if level > 0:
+                self.up.append(nn.Conv2d(now, now, 3, padding=1))
+        self.norm, self.out = nn.GroupNorm(8, now), nn.Conv2d(now, channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.to(memory_format=torch.channels_last)
+
+    def embed(self, t: Float[Tensor, "batch"], cond) -> Float[Tensor, "batch emb"]:
+        """The vector that tells every block the time and, if any, the class."""
+        emb = self.time(timestep_embedding(self.time_scale * t, self.width))
+        if self.label is None:
+            if cond is not None:
+                raise ValueError("cond was given, but this network has no classes")
+            return F.silu(emb)
+        cond = torch.full(t.shape, self.classes, device=t.device) if cond is None else cond
+        return F.silu(emb + self.label(cond))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"], t: Float[Tensor, "batch"], cond=None
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The output at x and t."""
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(
+                f"x must have shape (batch, {self.channels}, h, w), h and w divisible by {self.factor}; "
+                f"got {tuple(x.shape)}"
+            )
+        emb = self.embed(t, cond)
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        handed = [h]
+        for layer in self.down:
+            h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+            handed.append(h)
+        for layer in self.middle:
+            h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+        h = self.dropout(h)
+        for layer in self.up:
+            if isinstance(layer, ResBlock):
+                h = layer(torch.cat([h, handed.pop()], 1), emb)
+            else:
+                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.out(F.silu(self.norm(h)))

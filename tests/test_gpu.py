@@ -1,0 +1,62 @@
+"""Compiled samplers equal the plain loop; on a CPU they are it, on a GPU a captured graph."""
+
+import pytest
+import torch
+
+from companion import gpu
+from companion import schedules as S
+from companion.denoisers import Denoiser
+from companion.nets import UNet
+from companion.samplers import ddim, sample, start
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+
+
+def model(device, schedule):
+    torch.manual_seed(0)
+    net = UNet(1, 16, (1, 2))
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    return Denoiser(net, schedule, "v").eval().to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("schedule", [S.CosineVP(), S.DiscreteVP.cosine()])
+def test_equal_to_the_plain_loop(device, schedule):
+    denoise, ts = model(device, schedule), S.linspace(schedule, 8)
+    run = gpu.compile_sampler(ddim, denoise, schedule, ts, (4, 1, 8, 8), device=device)
+    for seed in range(2):
+        x = start(schedule, ts, (4, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(device)
+        torch.testing.assert_close(run(x), sample(denoise, schedule, x, ts), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_is_fresh_at_every_step_and_call(device):
+    schedule = S.CosineVP(0.0)
+    ts = S.linspace(schedule, 4, t_end=0.5)
+    zero = lambda x, t: torch.zeros_like(x)  # noqa: E731
+    run = gpu.compile_sampler(ddim, zero, schedule, ts, (20_000, 2), device=device, eta=1.0)
+    x = torch.randn(20_000, 2, device=device)
+    first, second = run(x), run(x)
+    for end in (first, second):  # data at 0: the marginal's variance is sigma²
+        assert abs(end.var() - schedule.sigma(ts[-1])) > 0.05  # sigma in place of sigma² would show
+        assert abs(end.var() - schedule.sigma(ts[-1]) ** 2) < 0.02
+    # given the start, which both calls share, their noises must be uncorrelated
+    (_, ab, ax), (_, _, bx), _ = torch.corrcoef(torch.stack([first.flatten(), second.flatten(), x.flatten()])).tolist()
+    assert abs(ab - ax * bx) < 0.03
+
+
+def test_refuses_other_inputs():
+    schedule = S.CosineVP()
+    run = gpu.compile_sampler(ddim, lambda x, t: x, schedule, S.linspace(schedule, 3), (2, 2), device="cpu")
+    with pytest.raises(ValueError, match="x must have shape"):
+        run(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="float64"):
+        run(torch.zeros(2, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="ts must decrease"):
+        gpu.compile_sampler(ddim, None, schedule, torch.tensor([0.1, 0.9]), (2, 2), device="cpu")
+
+
+def test_device_and_its_name():
+    assert gpu.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert "threads" in gpu.describe(torch.device("cpu"))

@@ -1,0 +1,270 @@
+"""Samplers: identities to rounding, measured orders, an independent library, exact laws, bad grids."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEDULES
+from scipy.integrate import solve_ivp
+
+from companion import schedules as S
+from companion.forward import q_posterior
+from companion.samplers import ancestral, ddim, euler, invert, sample, start
+from companion.toy import GaussianMixture
+
+ALL = [ddim, euler, ancestral]
+
+
+def grid(schedule, steps, end=0.05):
+    span = schedule.t_max - schedule.t_min
+    return S.linspace(schedule, steps, t_start=schedule.t_min + 0.95 * span, t_end=schedule.t_min + end * span)
+
+
+def noise_of(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def test_ddim_is_euler_is_dpm_solver_1(schedule, mixture):
+    denoise, ts = mixture.denoiser(schedule), grid(schedule, 20)
+    x = start(schedule, ts, (50, 2), dtype=torch.float64)
+    by_ddim = sample(denoise, schedule, x, ts)
+    scale = by_ddim.abs().max()
+    assert (by_ddim - sample(denoise, schedule, x, ts, sampler=euler)).abs().max() < 1e-12 * scale
+    # DPM-Solver-1 and DPM-Solver++-1 as in Lu et al. 2022 and 2022b, from lambda alone
+    lam, alpha, sigma = schedule.half_log_snr(ts), schedule.alpha(ts), schedule.sigma(ts)
+    one, plus = x, x
+    for i in range(20):
+        h = lam[i + 1] - lam[i]
+        eps = (one - alpha[i] * denoise(one, ts[i])) / sigma[i]
+        one = alpha[i + 1] / alpha[i] * one - sigma[i + 1] * torch.expm1(h) * eps
+        plus = sigma[i + 1] / sigma[i] * plus - alpha[i + 1] * torch.expm1(-h) * denoise(plus, ts[i])
+    assert (by_ddim - one).abs().max() < 1e-12 * scale and (by_ddim - plus).abs().max() < 1e-12 * scale
+
+
+def test_ddim_on_the_straight_path_is_euler_in_time(mixture):
+    schedule = S.RectifiedFlow()
+    denoise, ts = mixture.denoiser(schedule), S.linspace(schedule, 20)
+    x = start(schedule, ts, (50, 2), dtype=torch.float64)
+    flow = x
+    for t, s in zip(ts, ts[1:], strict=False):
+        x0 = denoise(flow, t)
+        flow = flow + (s - t) * ((flow - (1 - t) * x0) / t - x0)
+    assert (sample(denoise, schedule, x, ts) - flow).abs().max() < 1e-12
+    # on another schedule Euler in time is another method
+    schedule = S.LinearVP()
+    denoise, ts = mixture.denoiser(schedule), S.linspace(schedule, 50, t_end=1e-3)
+    other = x
+    for t, s in zip(ts, ts[1:], strict=False):
+        x0 = denoise(other, t)
+        eps = (other - schedule.alpha(t) * x0) / schedule.sigma(t)
+        other = other + (s - t) * (schedule.alpha_rate(t) * x0 + schedule.sigma_rate(t) * eps)
+    assert (sample(denoise, schedule, x, ts) - other).abs().max() > 0.05
+
+
+def test_eta_one_is_ancestral_is_the_posterior(schedule, mixture):
+    denoise, ts = mixture.denoiser(schedule), grid(schedule, 15)
+    x = start(schedule, ts, (50, 2), dtype=torch.float64)
+    by_eta = sample(denoise, schedule, x, ts, eta=1.0, noise=noise_of(3))
+    by_name = sample(denoise, schedule, x, ts, sampler=ancestral, noise=noise_of(3))
+    noise, by_posterior = noise_of(3), x
+    for t, s in zip(ts, ts[1:], strict=False):
+        law = q_posterior(denoise(by_posterior, t), by_posterior, s, t, schedule)
+        by_posterior = law.mean + law.variance.sqrt() * noise(x)
+    scale = by_eta.abs().max()
+    assert (by_eta - by_name).abs().max() < 1e-12 * scale
+    assert (by_eta - by_posterior).abs().max() < 1e-11 * scale
+
+
+@pytest.mark.parametrize("name", ["linear", "circle", "flow", "ve"])
+@pytest.mark.parametrize("sampler", [ddim, euler])
+def test_measured_order(sampler, name, mixture):
+    """The slope of the error against a DOP853 solution of the probability-flow ODE."""
+    schedule = SCHEDULES[name]
+    ts = grid(schedule, 8, end=0.1)
+    x = start(schedule, ts, (20, 2), dtype=torch.float64)
+
+    def slope(t, flat):
+        t, y = torch.tensor(t, dtype=torch.float64), torch.from_numpy(flat.reshape(-1, 2))
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x0 = mixture.denoise(y, alpha, sigma)
+        return (schedule.alpha_rate(t) * x0 + schedule.sigma_rate(t) * (y - alpha * x0) / sigma).numpy().ravel()
+
+    exact = solve_ivp(slope, (ts[0].item(), ts[-1].item()), x.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-11)
+    exact = torch.from_numpy(exact.y[:, -1].reshape(-1, 2))
+    errors = []
+    for steps in (100, 200, 400):
+        end = sample(mixture.denoiser(schedule), schedule, x, grid(schedule, steps, end=0.1), sampler=sampler)
+        errors.append((end - exact).square().mean().sqrt().item())
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert abs(orders[-1] - sampler.order) < 0.1, orders
+
+
+def gaussian_variance(schedule, ts, eta, variance):
+    """The variance that eta-DDIM leaves of N(0, variance) data, by the affine recursion: no Monte Carlo."""
+    a, s = schedule.alpha(ts).tolist(), schedule.sigma(ts).tolist()
+    now = s[0] ** 2 + a[0] ** 2 * variance
+    for i in range(len(ts) - 1):
+        gain = a[i] * variance / (a[i] ** 2 * variance + s[i] ** 2)  # x0_hat = gain x
+        u = eta * s[i + 1] * math.sqrt(1 - (a[i] * s[i + 1] / (a[i + 1] * s[i])) ** 2)
+        factor = a[i + 1] * gain + math.sqrt(s[i + 1] ** 2 - u**2) * (1 - a[i] * gain) / s[i]
+        now = factor**2 * now + u**2
+    return now
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_weak_order_of_the_noisy_sampler(eta):
+    schedule, variance = S.CosineVP(0.0), 0.25
+    errors = []
+    for steps in (64, 128, 256):
+        ts = grid(schedule, steps, end=0.1)
+        want = schedule.alpha(ts[-1]) ** 2 * variance + schedule.sigma(ts[-1]) ** 2
+        errors.append(abs(gaussian_variance(schedule, ts, eta, variance) - want.item()))
+    assert abs(math.log2(errors[-2] / errors[-1]) - 1) < 0.1
+    # and the package's sampler has the recursion's variance
+    one = GaussianMixture([1.0], [[0.0]], stds=[variance**0.5])
+    ts = grid(schedule, 8, end=0.1)
+    x = (schedule.alpha(ts[0]) ** 2 * variance + schedule.sigma(ts[0]) ** 2).sqrt() * torch.randn(400_000, 1).double()
+    found = sample(one.denoiser(schedule), schedule, x, ts, eta=eta).var()
+    want = gaussian_variance(schedule, ts, eta, variance)
+    assert abs(found - want) < 5 * want * (2 / 400_000) ** 0.5
+
+
+class TestDiffusers:
+    """Against the schedulers of an independent library, on the exact mixture."""
+
+    def walk(self, mixture, scheduler, steps, ours):
+        schedule = S.DiscreteVP(scheduler.alphas_cumprod)
+        scheduler.set_timesteps(steps)
+        denoise = mixture.denoiser(schedule)
+        ts = torch.cat([scheduler.timesteps.double() + 1, torch.zeros(1, dtype=torch.float64)])
+        x = torch.randn(40, 2, dtype=torch.float64)
+        theirs = x
+        for t in scheduler.timesteps:
+            time = t.double() + 1
+            eps = (theirs - schedule.alpha(time) * denoise(theirs, time)) / schedule.sigma(time)
+            theirs = scheduler.step(eps, t, theirs, **ours[1]).prev_sample
+        return theirs, sample(denoise, schedule, x, ts, **ours[0])
+
+    @pytest.mark.parametrize("steps", [10, 50, 1000])
+    def test_ddim(self, mixture, steps):
+        from diffusers import DDIMScheduler
+
+        scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True, beta_schedule="linear")
+        theirs, mine = self.walk(mixture, scheduler, steps, ({}, {"eta": 0.0}))
+        assert (theirs - mine).abs().max() < 1e-4
+        assert S.leading(S.DiscreteVP.linear(), steps).tolist()[:-1] == (scheduler.timesteps + 1).tolist()
+
+    @pytest.mark.parametrize("spacing,grid", [("trailing", S.trailing), ("leading", S.leading)])
+    def test_grids(self, spacing, grid):
+        from diffusers import DDIMScheduler
+
+        scheduler = DDIMScheduler(timestep_spacing=spacing)
+        for steps in (10, 50, 100):
+            scheduler.set_timesteps(steps)
+            assert grid(S.DiscreteVP.linear(), steps).tolist()[:-1] == (scheduler.timesteps + 1).tolist()
+
+    @pytest.mark.parametrize("theirs_variance,variance", [("fixed_small", "posterior"), ("fixed_large", "forward")])
+    def test_ddpm(self, mixture, theirs_variance, variance, monkeypatch):
+        import diffusers.schedulers.scheduling_ddpm as module
+
+        scheduler = module.DDPMScheduler(clip_sample=False, variance_type=theirs_variance)
+        theirs_noise, mine_noise = noise_of(1), noise_of(1)
+        monkeypatch.setattr(
+            module, "randn_tensor", lambda shape, **_: theirs_noise(torch.empty(shape, dtype=torch.float64))
+        )
+        options = {"sampler": ancestral, "variance": variance, "noise": mine_noise}
+        theirs, mine = self.walk(mixture, scheduler, 100, (options, {}))
+        assert (theirs - mine).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_a_table_of_nodes_is_enough(sampler, table, mixture):
+    ts = torch.arange(10, -1, -1, dtype=torch.float64)
+    end = sample(mixture.denoiser(table), table, start(table, ts, (30, 2), dtype=torch.float64), ts, sampler=sampler)
+    assert torch.isfinite(end).all() and (mixture.log_prob(end) > -20).all()
+
+
+@pytest.mark.parametrize("sampler", [ddim, ancestral])
+def test_no_noise_on_the_last_step(sampler, schedule):
+    point = torch.tensor([0.5, -0.25], dtype=torch.float64)
+    ts = S.linspace(schedule, 10)
+    clean = not isinstance(schedule, S.VE)  # the variance-exploding schedule ends at sigma_min, and keeps that
+    options = {"eta": 1.0} if sampler is ddim else {"variance": "forward" if clean else "posterior"}
+    x = start(schedule, ts, (100, 2), dtype=torch.float64)
+    end = sample(lambda x, t: point.expand_as(x), schedule, x, ts, sampler=sampler, **options)
+    left = schedule.sigma(ts[-1:]).item()
+    assert clean == (left == 0) and abs((end - point).std() - left) < 0.2 * left + 1e-12
+
+
+def test_samples_come_from_the_mixture(mixture):
+    schedule = S.CosineVP(0.0)
+    for sampler in ALL:
+        ts = S.linspace(schedule, 300)
+        end = sample(mixture.denoiser(schedule), schedule, torch.randn(20_000, 2), ts, sampler=sampler).double()
+        error = 5 * end.std(0) / len(end) ** 0.5
+        assert ((end.mean(0) - mixture.mean()).abs() < error + 0.005).all()
+        shares = mixture.responsibilities(end).mean(0)
+        assert (shares - mixture.weights).abs().max() < 5 * 0.5 / len(end) ** 0.5 + 0.005
+
+
+def test_inversion_returns(schedule, mixture):
+    ts = grid(schedule, 2000, end=0.3)
+    denoise = mixture.denoiser(schedule)
+    x = start(schedule, ts, (20, 2), dtype=torch.float64)
+    down = sample(denoise, schedule, x, ts)
+    back = sample(denoise, schedule, down, ts, sampler=invert)
+    assert (back - x).abs().max() < 0.02 * x.abs().max()
+    coarse = sample(
+        denoise,
+        schedule,
+        sample(denoise, schedule, x, grid(schedule, 1000, 0.3)),
+        grid(schedule, 1000, 0.3),
+        sampler=invert,
+    )
+    ratio = (coarse - x).abs().max() / (back - x).abs().max()
+    assert 1.6 < ratio < 2.5  # first order, so the way back is right, not only near
+
+
+def test_states_and_gradients(mixture):
+    schedule = S.CosineVP()
+    ts, x = S.linspace(schedule, 5), torch.randn(3, 2)
+    states = list(ddim(mixture.denoiser(schedule), schedule, x, ts))
+    assert len(states) == 5 and all(s.x.shape == s.x0.shape == x.shape and s.x.dtype == x.dtype for s in states)
+    torch.testing.assert_close(states[-1].x, states[-1].x0, atol=1e-6, rtol=1e-6)  # the last step lands on the guess
+    walk = ddim(mixture.denoiser(schedule), schedule, x, ts)
+    next(walk)
+    assert torch.is_grad_enabled()  # a paused walk leaves autograd as it was
+
+
+@pytest.mark.parametrize("sampler", [*ALL, invert])
+@pytest.mark.parametrize(
+    "ts,error,message",
+    [
+        (torch.tensor([0.1, 0.5, 0.9]), ValueError, "ts must decrease"),
+        (torch.tensor([0.9, 0.5, 0.5]), ValueError, "ts must decrease"),
+        (torch.tensor([0.9]), ValueError, "ts must have shape"),
+        (torch.tensor([[0.9, 0.5]]), ValueError, "ts must have shape"),
+        (torch.tensor([0.9, float("nan")]), ValueError, "ts must be finite"),
+        (torch.tensor([1.5, 0.5]), ValueError, "lie in the schedule"),
+        (torch.tensor([1, 0]), TypeError, "ts must be a floating"),
+    ],
+)
+def test_bad_grids(sampler, ts, error, message, mixture):
+    schedule = S.CosineVP()
+    with pytest.raises(error, match=message):
+        sample(mixture.denoiser(schedule), schedule, torch.randn(3, 2), ts, sampler=sampler)
+
+
+def test_other_bad_arguments(mixture):
+    schedule, ts = S.CosineVP(), torch.tensor([0.9, 0.5, 0.0])
+    denoise, x = mixture.denoiser(schedule), torch.randn(3, 2)
+    with pytest.raises(ValueError, match="eta"):
+        sample(denoise, schedule, x, ts, eta=1.5)
+    with pytest.raises(ValueError, match="variance"):
+        sample(denoise, schedule, x, ts, sampler=ancestral, variance="small")
+    with pytest.raises(ValueError, match="sigma > 0"):
+        sample(denoise, schedule, x, ts, sampler=invert)
+    with pytest.raises(TypeError, match="x must be a floating"):
+        sample(denoise, schedule, torch.ones(3, 2, dtype=torch.int64), ts)
