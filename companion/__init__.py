@@ -12,7 +12,7 @@ import torch
 __version__ = "0.1.0"
 
 _MODULES = (
-    "data denoisers explore figures forward gpu losses metrics nets predictions samplers schedules toy training "
+    "data denoisers exercises explore figures forward gpu losses metrics nets predictions samplers schedules toy training "
     "verify zoo"
 ).split()
 

@@ -2,8 +2,8 @@
 
 >>> explore(draw, caption="…", alt="…", w=slider(0, 5, steps=11, label="guidance scale w"))     # doctest: +SKIP
 
-`draw(w=…)` returns a figure. With a kernel, ipywidgets call it at every move; the same output carries a page of its own
-in which a few lines of JavaScript show frames computed on a coarse grid.
+``draw(w=…)`` returns a figure. With a kernel, ipywidgets call it at every move; the same output carries a page of its
+own in which a few lines of JavaScript show frames computed on a coarse grid.
 """
 
 import html
@@ -29,7 +29,7 @@ _seen: Counter[str] = Counter()
 
 @dataclass(frozen=True)
 class Control:
-    """One slider or choice: the coarse grid of its values, where it starts, and how a value reads; made by `slider`."""
+    """One slider or choice: the coarse grid of its values, where it starts, and how a value reads."""
 
     grid: tuple
     value: object
@@ -49,12 +49,13 @@ class Control:
 
 
 def slider(lo, hi=None, *, value=None, steps=11, step=None, label=None, format=None) -> Control:
-    """A slider from `lo` to `hi`, with `steps` values on the published page and one every `step` when live.
+    """A slider from ``lo`` to ``hi``, with ``steps`` values on the published page and one each ``step`` when live.
 
-    It starts at `value` (the grid's middle by default), which joins the grid. An int `step` makes a slider over ints;
-    `slider([1, 2, 5, 10])` is one over a list of values, live and on the page (it starts at the first).
-    `format` is a format string that may hold a unit, such as "{:d} steps". Raises ValueError where `lo` is not below
-    `hi`, `value` is outside, `steps` is below 2, or a number is not finite; TypeError where one is no number.
+    It starts at ``value`` (the grid's middle by default), which joins the grid. An int ``step`` makes a slider over
+    ints; ``slider([1, 2, 5, 10])`` is one over a list of values, live and on the page (it starts at the first).
+    ``format`` is a format string that may hold a unit, such as "{:d} steps". Raises ValueError where ``lo`` is not
+    below ``hi``, ``value`` is outside, ``steps`` is below 2, or a number is not finite; TypeError where one is no
+    number.
     """
     if hi is None:
         return _choice(lo, value, label, format or "{}", "values", "slider")
@@ -69,7 +70,7 @@ def slider(lo, hi=None, *, value=None, steps=11, step=None, label=None, format=N
 
 
 def _check_range(lo, hi, value, steps, step) -> bool:
-    """Raise unless the arguments of `slider` make sense together; say whether it runs over ints."""
+    """Raise unless the arguments of ``slider`` make sense together; say whether it runs over ints."""
     for name, number in {"lo": lo, "hi": hi, "value": value, "step": step}.items():
         _number(number, name, none=name in ("value", "step"))
     if lo >= hi:
@@ -87,9 +88,9 @@ def _check_range(lo, hi, value, steps, step) -> bool:
 
 
 def choice(values, *, value=None, label=None, format="{}") -> Control:
-    """A choice of one of several values, starting at `value` (the first by default).
+    """A choice of one of several values, starting at ``value`` (the first by default).
 
-    Raises ValueError where there are fewer than two values, two are equal, or `value` is none of them.
+    Raises ValueError where there are fewer than two values, two are equal, or ``value`` is none of them.
     """
     return _choice(values, value, label, format, "choice", "choice")
 
@@ -133,11 +134,11 @@ def _number(number, name: str, none: bool = False, caller: str = "slider"):
 def explore(figure_fn, *, caption, alt, frames=MAX_FRAMES, quality=None, **sliders):
     """Display a figure with sliders: live where there is a kernel, and from precomputed frames where there is none.
 
-    `figure_fn(**values)` returns a matplotlib figure, or HTML as a str; the same values must give the same figure. Each
-    further keyword is one of its arguments: a `slider`, a `choice`, or a list or range of values. `caption` is HTML,
-    `alt` a text or a function of the values that returns one. `frames` is the most there may be, `quality` (1 to 100)
-    stores pictures as lossy WebP. Raises TypeError or ValueError, naming the argument: a slider that is no argument of
-    `figure_fn` or changes nothing, too many frames, more than 1 MB.
+    ``figure_fn(**values)`` returns a matplotlib figure, or HTML as a str; the same values must give the same figure.
+    Each further keyword is one of its arguments: a ``slider``, a ``choice``, or a list or range of values. ``caption``
+    is HTML, ``alt`` a text or a function of the values that returns one. ``frames`` is the most there may be,
+    ``quality`` (1 to 100) stores pictures as lossy WebP. Raises TypeError or ValueError, naming the argument: a slider
+    that is no argument of ``figure_fn`` or changes nothing, too many frames, more than 1 MB.
     """
     explorer = build(figure_fn, caption=caption, alt=alt, frames=frames, quality=quality, **sliders)
     if figures.in_ipython():
@@ -147,12 +148,12 @@ def explore(figure_fn, *, caption, alt, frames=MAX_FRAMES, quality=None, **slide
 
 
 def build(figure_fn, *, caption, alt, frames=MAX_FRAMES, quality=None, **sliders):
-    """What `explore` displays, not displayed: an `Explorer` with `.html`, `.widget`, `.controls` and `.bundle()`."""
+    """What ``explore`` would display: an ``Explorer``; takes and raises the same."""
     return Explorer(figure_fn, caption, alt, frames, quality, sliders)
 
 
 class Explorer:
-    """A figure with sliders: `.html` is the static page, `.widget` the live one, `.controls` its ipywidgets by name."""
+    """A figure with sliders: ``html`` is the static page, ``widget`` the live one, ``controls`` its parts by name."""
 
     def __init__(self, figure_fn, caption, alt, frames, quality, sliders):
         self.figure_fn, self.alt, self.quality = figure_fn, alt, quality
@@ -239,7 +240,7 @@ class Explorer:
 
     @property
     def widget(self):
-        """The live figure, an `ipywidgets.VBox`; raises ImportError where ipywidgets is missing."""
+        """The live figure, an ``ipywidgets.VBox``; raises ImportError where ipywidgets is missing."""
         if self._live is None:
             self._live = self._make_widget()
         return self._live
@@ -251,7 +252,7 @@ class Explorer:
 
     @property
     def view(self):
-        """The live `ipywidgets.HTML` that holds the figure."""
+        """The live ``ipywidgets.HTML`` that holds the figure."""
         return self.widget.children[0]
 
     def _make_widget(self):
@@ -296,7 +297,7 @@ def _has_kernel() -> bool:
 
 
 def _as_control(name: str, spec) -> Control:
-    """The control a keyword of `explore` asks for; raises, naming the slider."""
+    """The control a keyword of ``explore`` asks for; raises, naming the slider."""
     if not isinstance(spec, Control):
         try:
             spec = _choice(spec, None, None, "{}", "values", "explore")

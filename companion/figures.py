@@ -25,7 +25,7 @@ MODEL = "#dd620a"  # the model, and what it generates
 NOISE = "#797e87"  # noise, and what is all noise
 EXACT = "#12a672"  # an exact answer to compare with
 ACCENT = "#c944a8"  # the one thing to look at
-INK = "#010203"  # text and axes; `to_svg` writes it as currentColor
+INK = "#010203"  # text and axes; ``to_svg`` writes it as currentColor
 COLOURS = (DATA, MODEL, EXACT, ACCENT, NOISE)
 
 _RC = {
@@ -68,28 +68,32 @@ _RC = {
 
 
 def style():
-    """The book's matplotlib style as a context manager: `with style(): …`."""
+    """The book's matplotlib style as a context manager: ``with style(): …``."""
     import matplotlib
+
+    return matplotlib.rc_context(_settings())
+
+
+def _settings() -> dict:
     from cycler import cycler
 
-    return matplotlib.rc_context({**_RC, "axes.prop_cycle": cycler(color=COLOURS)})
+    return {**_RC, "axes.prop_cycle": cycler(color=COLOURS)}
 
 
 def figure(rows=1, cols=1, width=7.0, height=3.0, **kw):
     """A figure in the book's style, and its axes (an array of axes where there are several).
 
-    `width` and `height` are in inches; further keywords go to `Figure.subplots`. pyplot does not know the figure, so
-    it needs no backend and no closing. The session keeps the book's style from here on, because matplotlib asks for
+    ``width`` and ``height`` are in inches; further keywords go to ``Figure.subplots``. pyplot does not know the figure,
+    so it needs no backend and no closing. The book's style holds from here on, because matplotlib asks for
     it again when a legend or a title is added. Raises ValueError where a size or a count is not positive.
     """
     import matplotlib
-    from cycler import cycler
     from matplotlib.figure import Figure
 
     for name, value in {"rows": rows, "cols": cols, "width": width, "height": height}.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"figure: {name} must be a number above 0; got {value!r}")
-    matplotlib.rcParams.update({**_RC, "axes.prop_cycle": cycler(color=COLOURS)})
+    matplotlib.rcParams.update(_settings())
     fig = Figure(figsize=(width, height))
     axes = fig.subplots(rows, cols, **kw)
     _margins(fig, rows, cols, width, height)
@@ -109,7 +113,7 @@ def _margins(fig, rows, cols, width, height):
 def show(fig, caption, alt):
     """Display a figure as inline SVG with its caption (HTML) and its alternative text (plain).
 
-    Outside IPython it only checks them. Raises TypeError where `fig` is no matplotlib figure, ValueError where the
+    Outside IPython it only checks them. Raises TypeError where ``fig`` is no matplotlib figure, ValueError where the
     caption or the alternative text is empty.
     """
     text(caption, "caption", "show")
@@ -158,8 +162,8 @@ def in_ipython() -> bool:
 def image_grid(ax, images: Tensor, columns):
     """Draw a batch of images, shape (batch, 1 or 3, height, width), values in [-1, 1], as one grid; return its axes.
 
-    Values outside are clipped. One array cell is one pixel of the embedded picture. `ax=None` makes a figure that fits.
-    Raises ValueError on another shape, on an empty batch and on values that are not finite.
+    Values outside are clipped. One array cell is one pixel of the embedded picture. ``ax=None`` makes a figure that
+    fits. Raises ValueError on another shape, on an empty batch and on values that are not finite.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"image_grid: images must have shape (batch, 1 or 3, h, w); got {tuple(images.shape)}")
@@ -192,9 +196,9 @@ def _tile(images: Tensor, columns: int, gap: int = 2) -> UInt8[Tensor, "rows col
 
 
 def density(ax, fn, extent, n: int = 160, color: str = DATA):
-    """Shade a two-dimensional density: `fn` maps points (n*n, 2) to log-densities (n*n,); opaque where it is highest.
+    """Shade a two-dimensional density: ``fn`` maps points (n*n, 2) to log-densities (n*n,); opaque where it is highest.
 
-    `extent` is (left, right, bottom, top). Raises ValueError on a bad extent, another shape, or NaN.
+    ``extent`` is (left, right, bottom, top). Raises ValueError on a bad extent, another shape, or NaN.
     """
     left, right, bottom, top = extent
     if not (left < right and bottom < top):
@@ -225,8 +229,8 @@ _USE = re.compile(r"<use href='#([^']+)' x='([^']+)' y='([^']+)' style='([^']*)'
 def to_svg(fig, prefix: str | None = None, quality: int | None = None) -> str:
     """The figure as inline SVG: transparent, text and axes in currentColor, no font needed, two decimals.
 
-    Ids start with `prefix`, by default a hash of the content, so that figures on one page do not meet. Embedded
-    pictures are stored without loss, or as WebP of this `quality` (1 to 100). Raises TypeError where `fig` is no
+    Ids start with ``prefix``, by default a hash of the content, so that figures on one page do not meet. Embedded
+    pictures are stored without loss, or as WebP of this ``quality`` (1 to 100). Raises TypeError where ``fig`` is no
     figure, ValueError on another quality.
     """
     need_figure(fig, "to_svg")

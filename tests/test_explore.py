@@ -449,7 +449,7 @@ def test_a_narrow_page_does_not_scroll_sideways(open_page):
 # ---------------------------------------------------------------- live, under ipywidgets 8 and 7
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ipywidgets7():
     """A folder that holds ipywidgets 7, which Colab ships; installed once."""
     folder = ROOT / "_build" / "ipywidgets7"

@@ -1,0 +1,99 @@
+"""The exercises' checks: each holds an answer against a closed form, and says where it goes wrong, not what is right.
+
+A chapter calls ``check("1.2", answer)``. Adding an exercise is adding one function here, named after it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from companion import _checks as check_argument
+from companion import schedules
+from companion.toy import GaussianMixture
+
+
+def check(exercise: str, answer) -> None:
+    """Check an answer to an exercise, a number or a function as the exercise asks, and print that it is right.
+
+    Raises AssertionError that says where the answer is off; ValueError for an exercise that does not exist.
+    """
+    checks = {name[1:].replace("_", "."): f for name, f in globals().items() if name[0] == "_" and name[1].isdigit()}
+    check_argument.one_of("exercise", exercise, sorted(checks, key=lambda name: [int(part) for part in name.split(".")]))
+    checks[exercise](answer)
+    print(f"✓ Exercise {exercise}: right.")
+
+
+def _same(found, wanted: Tensor, at: str, tolerance: float = 1e-6):
+    """Raise AssertionError unless an answer equals the closed form, without printing the closed form."""
+    found = torch.as_tensor(found, dtype=torch.float64)
+    if found.shape != wanted.shape:
+        raise AssertionError(f"{at}: the answer should have shape {tuple(wanted.shape)}, it has {tuple(found.shape)}")
+    worst = (found - wanted).abs().max().item()
+    if not worst <= tolerance:
+        raise AssertionError(f"{at}: the answer is off by {worst:.2g}")
+
+
+def _grid(low, high, n=25):
+    return torch.linspace(low, high, n, dtype=torch.float64)
+
+
+# ---- chapter 1 ------------------------------------------------------------------------------------------------------
+
+
+def _1_1(answer):
+    """The time at which signal and noise have equal factors on the quarter circle."""
+    _same(answer, torch.tensor(schedules.CosineVP(0.0).time_of(torch.tensor(0.0)).item(), dtype=torch.float64), "t")
+
+
+def _1_2(answer):
+    """snr(t) = alpha²/sigma² of the quarter circle."""
+    t = _grid(0.05, 0.95)
+    _same(answer(t), schedules.CosineVP(0.0).log_snr(t).exp(), "t from 0.05 to 0.95", 1e-6 * 400)
+
+
+def _one_gaussian(f, exact):
+    for alpha, sigma, mean, std in [(0.8, 0.6, 0.0, 1.0), (0.5, 0.9, 2.0, 0.3), (0.0, 1.0, -1.0, 2.0), (1.0, 3.0, 0.5, 1.5)]:
+        one = GaussianMixture([1.0], [[mean]], stds=[std])
+        where = f"alpha = {alpha}, sigma = {sigma}, mean = {mean}, std = {std}"
+        x = _grid(-3, 3)
+        _same(f(x, alpha, sigma, mean, std), exact(one, x, alpha, sigma), where)
+
+
+def _1_3(answer):
+    """The denoiser of one Gaussian on the line."""
+    _one_gaussian(answer, lambda one, x, alpha, sigma: one.denoise(x[:, None], alpha, sigma)[:, 0])
+
+
+def _1_4(answer):
+    """The posterior variance of x0 from the log-density alone, by the second-order Tweedie formula."""
+    two, x = GaussianMixture.two(), _grid(-2, 2)
+    fine = _grid(-6, 6, 4001)
+    for alpha, sigma in [(0.8, 0.6), (0.5, 0.9), (0.9, 0.2)]:
+        prior = two.log_prob(fine[:, None])
+        weight = torch.softmax(prior - (x[:, None] - alpha * fine) ** 2 / (2 * sigma**2), 1)
+        mean = weight @ fine
+        exact = (weight * (fine - mean[:, None]) ** 2).sum(1)
+        found = answer(lambda x, a=alpha, s=sigma: two.log_prob(x[..., None], a, s), x, alpha, sigma)
+        _same(found, exact, f"alpha = {alpha}, sigma = {sigma}", 1e-5)
+
+
+def _1_5(answer):
+    """The variance that N DDIM steps leave of N(0, s²) data, from N(0, 1) noise, on the quarter circle."""
+    for steps, std in [(1, 0.5), (2, 0.5), (10, 0.5), (25, 2.0)]:
+        angle = [math.pi / 2 * (1 - i / steps) for i in range(steps + 1)]
+        now = 1.0
+        for a, b in zip(angle, angle[1:], strict=False):
+            alpha, sigma, spread = math.cos(a), math.sin(a), math.cos(a) ** 2 * std**2 + math.sin(a) ** 2
+            now *= (math.cos(b) * alpha * std**2 + math.sin(b) * sigma) ** 2 / spread**2
+        _same(answer(steps, std), torch.tensor(now, dtype=torch.float64), f"steps = {steps}, std = {std}", 1e-8)
+
+
+def _1_6(answer):
+    """The best denoiser of a finite data set: a mean weighted by a softmax."""
+    g = torch.Generator().manual_seed(0)
+    points = torch.randn(30, 2, generator=g, dtype=torch.float64)
+    narrow = GaussianMixture(torch.full((30,), 1 / 30), points, stds=torch.full((30,), 1e-7))
+    x = torch.randn(20, 2, generator=g, dtype=torch.float64)
+    for alpha, sigma in [(0.8, 0.6), (0.3, 0.95), (0.0, 1.0), (0.99, 0.05)]:
+        _same(answer(points, x, alpha, sigma), narrow.denoise(x, alpha, sigma), f"alpha = {alpha}, sigma = {sigma}", 1e-5)

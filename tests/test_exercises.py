@@ -1,0 +1,90 @@
+"""Every exercise's check accepts the chapter's own solution and rejects plausible wrong answers."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from companion import exercises
+from companion.exercises import check
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+PATTERN = re.compile(r"\*\*Exercise (\d+\.\d+)\*\*.*?<details><summary>Solution</summary>.*?```python\n(.*?)```", re.S)
+
+
+def solutions():
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        yield from PATTERN.findall(text)
+
+
+SOLUTIONS = dict(solutions())
+
+
+def one(alpha_power=1, variance="alpha**2 * std**2 + sigma**2", shift="alpha * mean"):
+    return eval(
+        f"lambda x, alpha, sigma, mean, std: mean + alpha**{alpha_power} * std**2 * (x - {shift}) / ({variance})"
+    )
+
+
+def ddim_variance(steps, std, first=0.0, power=2):
+    angles = [math.pi / 2 * (1 - i / steps) for i in range(steps + 1)]
+    variance = 1.0
+    for a, b in zip(angles, angles[1:], strict=False):
+        S = math.cos(a) ** 2 * std**2 + math.sin(a) ** 2
+        variance *= ((math.cos(b) * math.cos(a) * std**2 + math.sin(b) * math.sin(a)) / S) ** power
+    return variance + first
+
+
+def second_order(log_p, x, alpha, sigma, factor=1.0, inner=1.0):
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(log_p(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    return factor * sigma**2 / alpha**2 * (1 + inner * sigma**2 * second)
+
+
+def soft(points, x, alpha, sigma, width=2.0, shrink=True):
+    centres = alpha * points if shrink else points
+    return torch.softmax(-(torch.cdist(x, centres) ** 2) / (width * sigma**2), dim=1) @ points
+
+
+WRONG = {
+    "1.1": [1.0, 1 / math.sqrt(2)],
+    "1.2": [lambda t: 1 / torch.tan(torch.pi * t / 2), lambda t: torch.tan(torch.pi * t / 2) ** 2],
+    "1.3": [one(2), one(shift="mean")],
+    "1.4": [lambda *a: second_order(*a, inner=-1.0), lambda *a: second_order(*a, factor=0.5)],
+    "1.5": [lambda n, s: ddim_variance(n, s, power=1), lambda n, s: s**2],
+    "1.6": [lambda *a: soft(*a, width=1.0), lambda *a: soft(*a, shrink=False)],
+}
+
+
+def test_every_exercise_has_a_check_a_solution_and_wrong_answers():
+    names = {n[1:].replace("_", ".") for n in vars(exercises) if re.fullmatch(r"_\d+_\d+", n)}
+    assert names == set(SOLUTIONS) == set(WRONG)
+    chapters = [name.split(".")[0] for name in names]
+    assert all(chapters.count(str(int(path.name[:2]))) >= 5 for path in NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_solution_is_accepted(name, capsys):
+    space = {"torch": torch}
+    exec(SOLUTIONS[name], space)
+    check(name, space["answer"])
+    assert f"Exercise {name}: right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_wrong_answers_are_rejected(name):
+    assert len(WRONG[name]) >= 2
+    for wrong in WRONG[name]:
+        with pytest.raises(AssertionError, match="off by"):
+            check(name, wrong)
+
+
+def test_unknown_exercise():
+    with pytest.raises(ValueError, match="exercise must be one of"):
+        check("99.1", 0)
