@@ -12,8 +12,8 @@ import torch
 __version__ = "0.1.0"
 
 _MODULES = (
-    "data denoisers exercises explore figures forward gpu losses metrics nets predictions samplers schedules toy training "
-    "verify zoo"
+    "data denoisers exercises explore figures forward gpu losses metrics nets predictions samplers schedules toy "
+    "training verify zoo"
 ).split()
 
 

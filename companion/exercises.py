@@ -19,7 +19,9 @@ def check(exercise: str, answer) -> None:
     Raises AssertionError that says where the answer is off; ValueError for an exercise that does not exist.
     """
     checks = {name[1:].replace("_", "."): f for name, f in globals().items() if name[0] == "_" and name[1].isdigit()}
-    check_argument.one_of("exercise", exercise, sorted(checks, key=lambda name: [int(part) for part in name.split(".")]))
+    check_argument.one_of(
+        "exercise", exercise, sorted(checks, key=lambda name: [int(part) for part in name.split(".")])
+    )
     checks[exercise](answer)
     print(f"✓ Exercise {exercise}: right.")
 
@@ -53,7 +55,12 @@ def _1_2(answer):
 
 
 def _one_gaussian(f, exact):
-    for alpha, sigma, mean, std in [(0.8, 0.6, 0.0, 1.0), (0.5, 0.9, 2.0, 0.3), (0.0, 1.0, -1.0, 2.0), (1.0, 3.0, 0.5, 1.5)]:
+    for alpha, sigma, mean, std in [
+        (0.8, 0.6, 0.0, 1.0),
+        (0.5, 0.9, 2.0, 0.3),
+        (0.0, 1.0, -1.0, 2.0),
+        (1.0, 3.0, 0.5, 1.5),
+    ]:
         one = GaussianMixture([1.0], [[mean]], stds=[std])
         where = f"alpha = {alpha}, sigma = {sigma}, mean = {mean}, std = {std}"
         x = _grid(-3, 3)
@@ -96,4 +103,59 @@ def _1_6(answer):
     narrow = GaussianMixture(torch.full((30,), 1 / 30), points, stds=torch.full((30,), 1e-7))
     x = torch.randn(20, 2, generator=g, dtype=torch.float64)
     for alpha, sigma in [(0.8, 0.6), (0.3, 0.95), (0.0, 1.0), (0.99, 0.05)]:
-        _same(answer(points, x, alpha, sigma), narrow.denoise(x, alpha, sigma), f"alpha = {alpha}, sigma = {sigma}", 1e-5)
+        _same(
+            answer(points, x, alpha, sigma), narrow.denoise(x, alpha, sigma), f"alpha = {alpha}, sigma = {sigma}", 1e-5
+        )
+
+
+# ---- chapter 2 ------------------------------------------------------------------------------------------------------
+
+
+def _2_1(answer):
+    """The noise variance after three steps of beta = 0.1, 0.2, 0.3, by the recursion v <- (1 − beta) v + beta."""
+    variance = 0.0
+    for beta in (0.1, 0.2, 0.3):
+        variance = (1 - beta) * variance + beta
+    _same(answer, torch.tensor(variance, dtype=torch.float64), "the variance")
+
+
+def _2_2(answer):
+    """The betas of a table of cumulative products."""
+    for betas in (_grid(1e-4, 0.02, 1000), _grid(0.5, 0.1, 5), _grid(0.3, 0.3, 1)):
+        _same(answer(torch.cumprod(1 - betas, 0)), betas, f"a table of {len(betas)} steps", 1e-9)
+
+
+def _2_3(answer):
+    """alpha and sigma of a variance-preserving schedule from lambda."""
+    half_log_snr = _grid(-40, 40, 81)
+    alpha, sigma = answer(half_log_snr)
+    for name, found, sign in (("alpha", alpha, 1), ("sigma", sigma, -1)):
+        relative = torch.as_tensor(found) * torch.exp(0.5 * torch.nn.functional.softplus(-2 * sign * half_log_snr))
+        _same(relative, torch.ones_like(half_log_snr), f"{name}, relative, for lambda from −40 to 40", 1e-9)
+
+
+def _2_4(answer):
+    """The share of the final noise variance that entered in the last k steps, summed noise by noise."""
+    betas = _grid(1e-3, 0.05, 60)
+    entered = torch.stack([betas[s] * (1 - betas[s + 1 :]).prod() for s in range(60)])
+    for k in (1, 10, 59, 60):
+        _same(answer(betas, k), entered[60 - k :].sum() / entered.sum(), f"k = {k}", 1e-9)
+
+
+def _2_5(answer):
+    """Mutual information of Gaussian data with their noisy version, by quadrature of the entropy."""
+    for std in (0.5, 2.0):
+        for snr in (0.1, 1.0, 10.0):
+            width = math.sqrt(std**2 + 1 / snr)
+            x = _grid(-12 * width, 12 * width, 4001)
+            log_p = GaussianMixture([1.0], [[0.0]], stds=[std]).log_prob(x[:, None], 1.0, snr**-0.5)
+            entropy = -(log_p.exp() * log_p).sum() * (x[1] - x[0])
+            exact = entropy - 0.5 * math.log(2 * math.pi * math.e / snr)
+            _same(answer(torch.tensor(snr, dtype=torch.float64), std), exact, f"SNR = {snr}, std = {std}", 1e-6)
+
+
+def _2_6(answer):
+    """A straight path with its log-SNR lowered by 2 log 3."""
+    t, straight = _grid(0.05, 0.95), schedules.RectifiedFlow()
+    _same(answer.log_snr(t), straight.log_snr(t) - 2 * math.log(3), "log_snr(t)")
+    _same(answer.alpha(t) + answer.sigma(t), torch.ones_like(t), "alpha + sigma")

@@ -57,13 +57,14 @@ def to_x0_eps(
     p, q = target_coefficients(kind, schedule, t)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     determinant = alpha * q - sigma * p
-    if determinant.device.type == "cpu" and not (torch.isfinite(determinant) & (determinant != 0)).all():
-        bad = t[~(torch.isfinite(determinant) & (determinant != 0))].flatten()[0].item()
-        raise ValueError(
-            f"kind {kind!r} does not determine x0 and eps at t = {bad:g}, where alpha = "
-            f"{schedule.alpha(torch.tensor(bad, dtype=t.dtype)).item():.3g} and sigma = "
-            f"{schedule.sigma(torch.tensor(bad, dtype=t.dtype)).item():.3g}: use another kind or another end of the grid"
-        )
+    if determinant.device.type == "cpu":  # on another device a check would wait for it, at every step of a sampler
+        singular = ~torch.isfinite(determinant) | (determinant == 0)
+        if singular.any():
+            at, a, s = (v[singular].flatten()[0].item() for v in (t, alpha, sigma))
+            raise ValueError(
+                f"kind {kind!r} does not determine x0 and eps at t = {at:g}, where alpha = {a:.3g} and "
+                f"sigma = {s:.3g}: use another kind or another end of the grid"
+            )
     x0 = check.like(q / determinant, x) * x - check.like(sigma / determinant, x) * output
     eps = check.like(alpha / determinant, x) * output - check.like(p / determinant, x) * x
     return x0, eps

@@ -2,7 +2,7 @@
 
 Every sampler here takes the step
 
-    x' = alpha' x0_hat + sqrt(sigma'² − u²) eps_hat + u z,      u = eta sigma' sqrt(1 − (alpha sigma' / (alpha' sigma))²)
+    x' = alpha' x0_hat + sqrt(sigma'² − u²) eps_hat + u z,   u = eta sigma' sqrt(1 − (alpha sigma' / (alpha' sigma))²)
 
 with eps_hat = (x − alpha x0_hat) / sigma (Song, Meng & Ermon 2021, eqs. 12 and 16). A sampler is a generator that
 yields ``State(x, x0)`` after each step. Coefficients are Python floats, computed once in float64: nothing in a loop

@@ -144,7 +144,9 @@ class DiscreteVP(Schedule):
         """Betas in equal steps from ``beta_start`` to ``beta_end`` (Ho et al. 2020, section 4)."""
         check.positive_int("T", T)
         if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"beta_start and beta_end need 0 < beta_start ≤ beta_end < 1; got {beta_start}, {beta_end}")
+            raise ValueError(
+                f"beta_start and beta_end need 0 < beta_start ≤ beta_end < 1; got {beta_start}, {beta_end}"
+            )
         betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
         return cls(torch.cumprod(1 - betas, 0))
 
@@ -302,9 +304,7 @@ def karras(
     schedule.
     """
     check.positive("rho", rho)
-    return _in_ratio(
-        schedule, steps, t_start, t_end, sigma_min, sigma_max, lambda r: r ** (1 / rho), lambda u: u**rho
-    )
+    return _in_ratio(schedule, steps, t_start, t_end, sigma_min, sigma_max, lambda r: r ** (1 / rho), lambda u: u**rho)
 
 
 def uniform_log_snr(

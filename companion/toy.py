@@ -24,7 +24,7 @@ class GaussianMixture:
             raise ValueError("give one of covariances and stds")
         if means.ndim != 2 or weights.shape != means.shape[:1]:
             raise ValueError(
-                f"weights and means must have shapes (k,) and (k, d); got {tuple(weights.shape)} and {tuple(means.shape)}"
+                f"weights and means must have shapes (k,) and (k, d); got {tuple(weights.shape)}, {tuple(means.shape)}"
             )
         k, d = means.shape
         if stds is not None:
@@ -66,7 +66,7 @@ class GaussianMixture:
         return cls(weights=[0.7, 0.3], means=[[-1.0], [1.2]], stds=[0.3, 0.2])
 
     def _parts(self, x, alpha, sigma):
-        """Per component: log w_k N(x), coordinates of x − alpha mu_k along the axes, variances, alpha; all in x's dtype."""
+        """Per component: log w_k N(x), x − alpha mu_k along the axes, variances; and the rest, in x's dtype."""
         check.floating("x", x)
         if x.ndim < 1 or x.shape[-1] != self.dimension:
             raise ValueError(f"x must have shape (…, {self.dimension}); got {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""The training loop is a generator: it yields after every step, and the caller decides what to watch and when to stop."""
+"""The training loop is a generator: it yields after every step, and the caller decides what to watch, when to stop."""
 
 import copy
 import math
@@ -97,7 +97,9 @@ def train(
     for name, value in (("steps", steps), ("batch", batch), ("checkpoint_every", checkpoint_every)):
         check.positive_int(name, value)
     if cond is not None and (cond.shape != x0.shape[:1] or not 0 <= drop_cond < 1):
-        raise ValueError(f"cond must have shape ({len(x0)},) and 0 ≤ drop_cond < 1; got {tuple(cond.shape)}, {drop_cond}")
+        raise ValueError(
+            f"cond must have shape ({len(x0)},) and 0 ≤ drop_cond < 1; got {tuple(cond.shape)}, {drop_cond}"
+        )
     device = next(denoiser.parameters()).device
     x0, cond = x0.to(device), None if cond is None else cond.to(device)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)

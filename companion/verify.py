@@ -20,9 +20,7 @@ import companion
 MARGIN = 5.0  # tolerances by which every wrong version must miss
 
 
-def verify(
-    label: str, lhs, rhs, *, atol=None, rtol=None, se=None, of=None, wrong=None, how: str | None = None
-) -> None:
+def verify(label: str, lhs, rhs, *, atol=None, rtol=None, se=None, of=None, wrong=None, how: str | None = None) -> None:
     """Check that an equation's two sides agree, show a badge, and raise AssertionError if they do not.
 
     ``lhs`` and ``rhs`` are numbers, arrays or tensors of the same shape, got by independent routes. Give either
@@ -80,7 +78,9 @@ def _numbers(name, value):
 def _tolerance(atol, rtol, se, lhs, rhs):
     if se is not None and (atol, rtol) != (None, None):
         raise ValueError("give either a standard error, se, or atol and rtol")
-    given = {name: _numbers(name, value) for name, value in (("atol", atol), ("rtol", rtol), ("se", se)) if value is not None}
+    given = {
+        name: _numbers(name, value) for name, value in (("atol", atol), ("rtol", rtol), ("se", se)) if value is not None
+    }
     for name, value in given.items():
         if not (np.isfinite(value).all() and (value > 0).all() and value.shape in ((), lhs.shape)):
             raise ValueError(f"{name} must be finite, above 0, and one number or one per element; got {value}")
@@ -135,7 +135,8 @@ def _show(record):
     text = f"holds: largest difference {record['difference']:.1e}, tolerance {record['tolerance']:.1e}"
     if count := len(record["wrong"]):
         plural = "s" if count > 1 else ""
-        text += f"; {count} wrong version{plural} rejected, the nearest {_round(min(record['wrong'].values()))} tolerances off"
+        nearest = _round(min(record["wrong"].values()))
+        text += f"; {count} wrong version{plural} rejected, the nearest {nearest} tolerances off"
     function = ""
     if record["function"]:
         name = html.escape(record["function"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from companion import exercises
+from companion import exercises, schedules
 from companion.exercises import check
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -52,6 +52,22 @@ def soft(points, x, alpha, sigma, width=2.0, shrink=True):
     return torch.softmax(-(torch.cdist(x, centres) ** 2) / (width * sigma**2), dim=1) @ points
 
 
+def betas_of(table, shift):
+    before = torch.cat([torch.ones_like(table[:1]), table[:-1]])
+    return 1 - (table / before) ** shift
+
+
+class Shifted(schedules.Schedule):
+    def __init__(self, k):
+        self.k = k
+
+    def alpha(self, t):
+        return (1 - t) / (1 - t + self.k * t)
+
+    def sigma(self, t):
+        return self.k * t / (1 - t + self.k * t)
+
+
 WRONG = {
     "1.1": [1.0, 1 / math.sqrt(2)],
     "1.2": [lambda t: 1 / torch.tan(torch.pi * t / 2), lambda t: torch.tan(torch.pi * t / 2) ** 2],
@@ -59,6 +75,18 @@ WRONG = {
     "1.4": [lambda *a: second_order(*a, inner=-1.0), lambda *a: second_order(*a, factor=0.5)],
     "1.5": [lambda n, s: ddim_variance(n, s, power=1), lambda n, s: s**2],
     "1.6": [lambda *a: soft(*a, width=1.0), lambda *a: soft(*a, shrink=False)],
+    "2.1": [0.6, math.sqrt(0.496)],
+    "2.2": [lambda table: betas_of(table, 0.5), lambda table: 1 - table],
+    "2.3": [
+        lambda h: (torch.sigmoid(h).sqrt(), torch.sigmoid(-h).sqrt()),
+        lambda h: (torch.sigmoid(2 * h).sqrt(), (1 - torch.sigmoid(2 * h)).sqrt()),
+    ],
+    "2.4": [
+        lambda b, k: b[len(b) - k :].sum() / b.sum(),
+        lambda b, k: 1 - (1 - b[len(b) - k :]).prod(),
+    ],
+    "2.5": [lambda snr, std: torch.log1p(snr * std**2), lambda snr, std: 0.5 * torch.log1p(snr * std)],
+    "2.6": [Shifted(9.0), Shifted(1 / 3)],
 }
 
 

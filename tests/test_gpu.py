@@ -9,7 +9,10 @@ from companion.denoisers import Denoiser
 from companion.nets import UNet
 from companion.samplers import ddim, sample, start
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
 
 
 def model(device, schedule):

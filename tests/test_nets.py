@@ -45,7 +45,9 @@ def test_embedding_against_its_definition():
     for row, time in zip(e, t.tolist(), strict=True):
         for i in range(4):
             angle = time / 10000 ** (i / 4)
-            assert row[i].item() == pytest.approx(math.cos(angle)) and row[4 + i].item() == pytest.approx(math.sin(angle))
+            assert row[i].item() == pytest.approx(math.cos(angle)) and row[4 + i].item() == pytest.approx(
+                math.sin(angle)
+            )
 
 
 def test_mlp_learns_a_line():

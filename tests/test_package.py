@@ -17,7 +17,9 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages([str(ROOT)], "companion."
 
 def test_import_is_light():
     code = "import sys, companion; print(*sorted(m for m in sys.modules if '.' not in m))"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     heavy = {"matplotlib", "ipywidgets", "IPython", "scipy", "sklearn", "safetensors", "platformdirs", "beartype"}
     assert "torch" in loaded and not loaded & heavy
 
@@ -42,7 +44,9 @@ def test_public_names_have_docstrings(name):
             assert ast.get_docstring(node), f"{name}.{node.name}"
 
 
-ORDER = "_checks toy schedules predictions forward denoisers losses samplers likelihood nets training data metrics zoo gpu"
+ORDER = (
+    "_checks toy schedules predictions forward denoisers losses samplers likelihood nets training data metrics zoo gpu"
+)
 
 
 def test_nothing_imports_upward():

@@ -20,7 +20,9 @@ def test_right_passes():
     verify("eq-a", draws.mean(), 0.0, se=draws.std() / 100, wrong={"one": 1.0})
 
 
-@pytest.mark.parametrize("lhs,rhs", [(1.0, 1.1), (float("nan"), float("nan")), (1.0, float("inf")), (float("inf"),) * 2])
+@pytest.mark.parametrize(
+    "lhs,rhs", [(1.0, 1.1), (float("nan"), float("nan")), (1.0, float("inf")), (float("inf"),) * 2]
+)
 def test_wrong_fails(lhs, rhs):
     with pytest.raises(AssertionError, match="eq-a fails"):
         verify("eq-a", lhs, rhs, atol=1e-3)
@@ -84,6 +86,11 @@ def test_badge(monkeypatch):
     monkeypatch.setattr(IPython.display, "display", lambda bundle, raw: shown.append(bundle))
     verify("eq-not-there", 1.0, 1.0, atol=1e-6, of=ddim, how="by hand", wrong=WRONG)
     record = shown[0]["application/vnd.companion.check+json"]
-    assert record["id"] == "eq-not-there" and record["number"] is None and record["function"] == "companion.samplers.ddim"
+    assert (
+        record["id"] == "eq-not-there" and record["number"] is None and record["function"] == "companion.samplers.ddim"
+    )
     assert record["wrong"] == {"half": pytest.approx(5e5)} and json.dumps(record)
-    assert 'href="#eq-not-there"' in shown[0]["text/html"] and 'data-api="companion.samplers.ddim"' in shown[0]["text/html"]
+    assert (
+        'href="#eq-not-there"' in shown[0]["text/html"]
+        and 'data-api="companion.samplers.ddim"' in shown[0]["text/html"]
+    )

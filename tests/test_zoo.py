@@ -15,7 +15,9 @@ from companion.schedules import linspace
 @pytest.mark.parametrize("name", zoo.names())
 def test_cards_are_whole(name):
     card = zoo.card(name)
-    for key in "description model recipe data seed steps hardware seconds metrics parameters bytes sha256 licence".split():
+    for (
+        key
+    ) in "description model recipe data seed steps hardware seconds metrics parameters bytes sha256 licence".split():
         assert card[key] not in (None, ""), key
     model = zoo.load(name)
     assert sum(p.numel() for p in model.parameters()) == card["parameters"]

@@ -1,4 +1,4 @@
-"""Networks, each called as net(x, t, cond): x of shape (batch, …), t of shape (batch,), cond a class per sample or None."""
+"""Networks, each called as net(x, t, cond): x (batch, …), t (batch,), cond a class per sample or None."""
 
 from companion.nets.embedding import timestep_embedding
 from companion.nets.mlp import MLP

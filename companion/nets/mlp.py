@@ -20,6 +20,8 @@ class MLP(nn.Module):
         hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, dim))
 
-    def forward(self, x: Float[Tensor, "batch dim"], t: Float[Tensor, "batch"], cond=None) -> Float[Tensor, "batch dim"]:
+    def forward(
+        self, x: Float[Tensor, "batch dim"], t: Float[Tensor, "batch"], cond=None
+    ) -> Float[Tensor, "batch dim"]:
         """The output at x and t; ``cond`` is not used."""
         return self.layers(torch.cat([x, timestep_embedding(self.time_scale * t, self.time_dim)], 1))
