@@ -19,7 +19,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 
 STAGES := lint unit nbval execute site scan browser
 
-.PHONY: help setup book serve lab test $(STAGES) static api equations format pins address clean
+.PHONY: help setup book serve lab test $(STAGES) static api equations mutants format pins address clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -41,7 +41,7 @@ serve: ## the built site at http://localhost:8000 (PORT=… for another port)
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 
 lab: setup ## the chapters in JupyterLab
-	@.venv/bin/jupyter lab --notebook-dir=. notebooks
+	@.venv/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 test: setup ## everything continuous integration runs, stopping at the first failure
 	@$(PY) book/tools/stages.py $(STAGES)
@@ -78,6 +78,9 @@ scan: setup ## links, tracebacks, external loads and weight of the built pages
 browser: setup ## the built site in a real browser, without network
 	@CHROMIUM=$$(bash book/tools/chromium.sh) BOOK_SITE_REQUIRED=1 $(PY) -m pytest -q -n $(JOBS) \
 	  -p no:cacheprovider tests/site
+
+mutants: setup ## wrong versions of the package, each of which the tests must reject (minutes)
+	@$(PY) tests/mutants.py
 
 equations: setup ## write companion/equations.json from the chapters
 	@$(PY) book/tools/equations.py

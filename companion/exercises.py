@@ -159,3 +159,18 @@ def _2_6(answer):
     t, straight = _grid(0.05, 0.95), schedules.RectifiedFlow()
     _same(answer.log_snr(t), straight.log_snr(t) - 2 * math.log(3), "log_snr(t)")
     _same(answer.alpha(t) + answer.sigma(t), torch.ones_like(t), "alpha + sigma")
+
+
+def _2_7(answer):
+    """The brightness spread that a sampler with fresh noise keeps, by the recursion of the exact reverse chain."""
+    schedule, n = schedules.CosineVP(0.0), 4000
+    for start, variance in [(0.9, 4.0), (0.95, 400.0), (0.6, 0.5)]:
+        t = torch.linspace(start, 1e-4, n + 1, dtype=torch.float64)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        now = sigma[0] ** 2
+        for a, s, b, r in zip(alpha, sigma, alpha[1:], sigma[1:], strict=False):
+            total = a**2 * variance + s**2  # of x_t; below: the exact law of the earlier point, given x_t
+            gain = (b * a * variance + a / b * r**2) / total
+            now = gain**2 * now + (b**2 * variance + r**2) - gain**2 * total
+        L = (alpha[0] ** 2 * variance / sigma[0] ** 2).item()
+        _same(answer(L), (now / variance).sqrt(), f"L = {L:.3f}", 2e-3)

@@ -87,6 +87,7 @@ WRONG = {
     ],
     "2.5": [lambda snr, std: torch.log1p(snr * std**2), lambda snr, std: 0.5 * torch.log1p(snr * std)],
     "2.6": [Shifted(9.0), Shifted(1 / 3)],
+    "2.7": [lambda L: (1 + L) ** -0.5, lambda L: (1 + 2 * L) / (1 + L) ** 2],
 }
 
 

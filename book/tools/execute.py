@@ -4,6 +4,7 @@ jupyter-cache looks at code cells alone. The cache is therefore emptied when the
 """
 
 import argparse
+import copy
 import hashlib
 import logging
 import multiprocessing
@@ -37,6 +38,9 @@ def quiet_environment():
     home = tempfile.mkdtemp(prefix="jupyter-")
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         os.environ[name] = os.path.join(home, name.lower())
+    profile = pathlib.Path(os.environ["IPYTHONDIR"], "profile_default")
+    profile.mkdir(parents=True)
+    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 40\n")
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONWARNINGS="default")
     os.environ.pop("PYTHONPATH", None)
     return home
@@ -62,9 +66,26 @@ def main():
         shutil.rmtree(home, ignore_errors=True)
 
 
+def one(data):
+    """Execute one chapter into the cache; (0, its path) when all went well."""
+    from jupyter_cache.executors.basic import ExecutionWorkerTempSerial
+
+    class Worker(ExecutionWorkerTempSerial):
+        @staticmethod
+        def execute(project_nb, data):
+            # the kernel writes its own display name into the notebook, by which the cache would not find it again
+            kernel = copy.deepcopy(project_nb.nb.metadata.get("kernelspec"))
+            result = ExecutionWorkerTempSerial.execute(project_nb, data)
+            if kernel:
+                project_nb.nb.metadata["kernelspec"] = kernel
+            return result
+
+    return Worker(logging.getLogger("execute"))(data)
+
+
 def fill(cache, jobs, timeout):
     """Execute what the cache does not have, `jobs` chapters at a time, each in an empty folder; 1 if any failed."""
-    from jupyter_cache.executors.basic import ExecutionWorkerTempSerial, ProcessData
+    from jupyter_cache.executors.basic import ProcessData
 
     for record in cache.list_project_records():
         cache.remove_nb_from_project(record.pk)
@@ -77,7 +98,7 @@ def fill(cache, jobs, timeout):
     start, failed = time.monotonic(), 0
     work = [ProcessData(record.pk, record.uri, cache, timeout, False) for record in waiting]
     with multiprocessing.Pool(min(jobs, len(work))) as pool:
-        for code, uri in pool.imap_unordered(ExecutionWorkerTempSerial(logging.getLogger("execute")), work):
+        for code, uri in pool.imap_unordered(one, work):
             name = pathlib.Path(uri).stem
             if code == 0:
                 print(f"  {name}: {cache.get_cached_project_nb(uri).data['execution_seconds']:.1f} s", flush=True)

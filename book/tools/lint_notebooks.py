@@ -20,7 +20,7 @@ ANCHOR = re.compile(r'<a id="([^"]*)">')
 LINK_TO_EQUATION = re.compile(r"\]\([^)\s]*#(?:eq|def)-[\w-]+\)")
 MYST = re.compile(r"^\s*:::|^\s*```\{|\{[\w:+-]+\}`|^\([\w-]+\)=\s*$", re.M)
 BARE_ENVIRONMENT = re.compile(r"\\begin\{(?:align|equation|gather|multline)\*?\}")
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
 
@@ -94,13 +94,19 @@ def portability(notebook):
                 yield index, "a picture without alternative text"
 
 
+def plain(metadata):
+    """A notebook's metadata, whatever the kernel calls itself."""
+    kernel = metadata.get("kernelspec", {}) | {"display_name": KERNEL["display_name"]}
+    return metadata | {"kernelspec": kernel}
+
+
 def kept(cell):
     return "keep-output" in cell["metadata"].get("tags", [])
 
 
 def stored(notebook):
     """Yield (cell, fault) about outputs, counts, metadata and ids."""
-    if notebook["metadata"] != METADATA:
+    if plain(notebook["metadata"]) != METADATA:
         yield None, "metadata that does not belong here (--fix strips it)"
     if (notebook["nbformat"], notebook["nbformat_minor"]) != (4, 5):
         yield None, "expected notebook format 4.5, which has cell ids"
@@ -176,7 +182,8 @@ def faults(root=chapters.ROOT):
 def strip(path):
     """Take out of a stored notebook what does not belong in it."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    notebook["metadata"] = METADATA
+    if plain(notebook["metadata"]) != METADATA:
+        notebook["metadata"] = METADATA
     for cell in notebook["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
         if cell["cell_type"] == "code" and not kept(cell):

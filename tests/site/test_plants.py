@@ -1,6 +1,5 @@
 """The browser's checks find the mistake each of them is there for, on small pages of their own."""
 
-import os
 import pathlib
 import sys
 
@@ -10,26 +9,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "tools"))
 import browse
 
-pytestmark = pytest.mark.skipif(
-    browse.chromium() is None and os.environ.get("BOOK_SITE_REQUIRED") != "1", reason="no Chromium: set CHROMIUM"
-)
-
 FIGURE = """<html><body><main><figure class="companion-explore">
 <svg width="200" height="100"><circle id="disc" cx="20" cy="50" r="15"/></svg>
 <input type="range" min="0" max="10" value="0" {more} oninput="{act}" style="width: 200px">
 <figcaption>c</figcaption></figure></main></body></html>"""
 MOVES = "document.getElementById('disc').setAttribute('cx', 20 + 16 * this.value)"
 WORDS = "this.title = this.value"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=browse.chromium(), args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 def opened(browser, tmp_path, text):

@@ -1,0 +1,727 @@
+"""Wrong versions of the package's mathematics, each of which the tests must reject: ``python tests/mutants.py``.
+
+A mutant is a small edit, such as a lost square or a sign, of one line of ``companion``. Each is made in a copy of the
+package, and the tests that should notice run there. A mutant that they accept has survived: a test is missing.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("companion", "tests", "notebooks", "pyproject.toml")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "site", ".ipynb_checkpoints")
+LIMIT = 300  # seconds for one mutant's tests
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--tb=line")
+# Imported once, in the process that all test processes are forked from: nothing of the package itself.
+PRELOADED = ["torch", "torch._decomp.decompositions_for_jvp", "pytest", "scipy.integrate", "scipy.stats", "jaxtyping"]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+class Mutant(NamedTuple):
+    """An edit of ``companion/file``: ``old``, found there exactly once, becomes ``new``; ``tests`` must notice."""
+
+    file: str
+    tests: tuple[str, ...]
+    old: str
+    new: str
+    what: str
+
+
+# ---- the list: (file, tests that must notice, [(original, replacement, what is wrong then)])
+
+TOY, SCHEDULES, FORWARD, SAMPLERS = "test_toy.py", "test_schedules.py", "test_forward.py", "test_samplers.py"
+HERE = "test_mutants.py"
+
+GROUPS = [
+    (
+        "toy.py",
+        [f"{TOY}::test_denoiser_and_density_are_integrals"],
+        [
+            ("0.5 * (along**2", "(along**2", "no half in a Gaussian's exponent"),
+            ("(along**2 / variance +", "(along / variance +", "a lost square in a Gaussian's exponent"),
+            ("alpha**2 * spread + sigma**2  #", "alpha * spread + sigma**2  #", "alpha for alpha² in the variance"),
+            ("alpha**2 * spread + sigma**2  #", "alpha**2 * spread + sigma  #", "sigma for sigma² in the variance"),
+            ("- alpha * means, axes)", "- means, axes)", "the diffused means not shrunk by alpha"),
+            (
+                "alpha * spread * along / variance, axes)",
+                "spread * along / variance, axes)",
+                "a denoiser without alpha",
+            ),
+            ("sigma**2 / variance).sqrt()", "sigma**2 / variance)", "posterior draws with a variance for a deviation"),
+        ],
+    ),
+    (
+        "toy.py",
+        [f"{TOY}::test_score_is_the_gradient_of_log_prob[8-0.6-0.8]"],
+        [
+            ("-along / variance, axes)", "along / variance, axes)", "the sign of the score"),
+            ('kde->...kd", -along', 'ked->...kd", -along', "the axes of a tilted component transposed"),
+        ],
+    ),
+    (
+        "toy.py",
+        [f"{TOY}::test_samples_have_the_stated_moments[0.6-0.8]"],
+        [
+            ("variance[chosen].sqrt() *", "variance[chosen] *", "samples with a variance for a deviation"),
+            ("float(alpha) * self.means", "self.means", "noisy samples around means that did not shrink"),
+            ("float(alpha) ** 2 *", "float(alpha) *", "alpha for alpha² in the samples' variance"),
+            ("self.covariances + between", "self.covariances - between", "the sign of the between-component spread"),
+        ],
+    ),
+    (
+        "toy.py",
+        [f"{SAMPLERS}::test_weak_order_of_the_noisy_sampler[0.0]"],
+        [("stds[:, None, None] ** 2", "stds[:, None, None]", "deviations taken for variances")],
+    ),
+    (
+        "toy.py",
+        [f"{HERE}::test_density_and_responsibilities_against_scipy"],
+        [
+            ("(2 * math.pi * variance)", "(math.pi * variance)", "a lost 2 in a Gaussian's normalisation"),
+            ("weights.log() - 0.5", "weights - 0.5", "weights where log-weights belong"),
+            (
+                "self._parts(x, alpha, sigma)[0], -1)\n\n    def score",
+                "self._parts(x, sigma, alpha)[0], -1)\n\n    def score",
+                "alpha and sigma exchanged",
+            ),
+        ],
+    ),
+    (
+        "toy.py",
+        [f"{HERE}::test_the_roll_is_an_archimedean_spiral"],
+        [
+            ("1.5 * math.pi * (1 + 2", "math.pi * (1 + 2", "the spiral starts a quarter turn early"),
+            ("turn[:, None] *", "turn[:, None] ** 2 *", "a spiral whose radius grows with the square"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_log_snr_and_its_inverse[linear]"],
+        [
+            ("return 2 * self.half", "return self.half", "half the log-SNR for the whole"),
+            ("self.alpha(t).log() - self", "self.alpha(t).log() + self", "a product for the ratio in lambda"),
+            (
+                "self.half_log_snr(middle) < target",
+                "self.half_log_snr(middle) > target",
+                "bisection walks the wrong way",
+            ),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{FORWARD}::test_sde_published_forms"],
+        [
+            ("-0.5 * (self.beta_min", "-1 * (self.beta_min", "log alpha-bar for log alpha"),
+            ("+ 0.5 * (self.beta_max", "+ (self.beta_max", "a lost half in the integral of beta"),
+            ("return 1 - t\n", "return 1 - t**2\n", "a straight path that is bent"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_ends_and_monotony[linear]"],
+        [
+            ("expm1(2 * self.log_alpha", "expm1(self.log_alpha", "1 − alpha for 1 − alpha²"),
+            ("(2 * self.log_alpha(t))).sqrt()", "(2 * self.log_alpha(t)))", "the variance for sigma (linear)"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_ends_and_monotony[cosine]"],
+        [
+            ("turn + 2 * self._start", "turn + self._start", "sin(a+b) with the offset b once"),
+            ("math.pi / 2 * s / (1 + s)", "math.pi * s / (1 + s)", "the cosine not normalised to 1 at the data"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_table_is_exact_at_its_nodes_and_against_the_product"],
+        [
+            (".long() - 1", ".long()", "the table read one node late"),
+            ("table.log() - torch.log1p", "table.log() + torch.log1p", "a product for the ratio in the table's SNR"),
+            ("part = time - (left + 1)", "part = time - (left + 2)", "interpolation one step off"),
+            ("_variances(t)[0].sqrt()", "_variances(t)[0]", "alpha-bar for its root"),
+            ("return 1 - self.alphas_cumprod", "return self.alphas_cumprod", "alpha_t for beta_t"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_ends_and_monotony[table-linear]"],
+        [
+            ("torch.sigmoid(-inside)", "torch.sigmoid(inside)", "the signal's variance for the noise's"),
+            ("_variances(t)[1].sqrt()", "_variances(t)[1]", "the variance for sigma (table)"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_cosine_table_follows_the_curve_until_the_cap"],
+        [
+            ("dtype=torch.float64)) ** 2", "dtype=torch.float64))", "a cosine where its square belongs"),
+            ("clamp(max=max_beta)", "clamp(min=max_beta)", "the cap on beta made a floor"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_zero_terminal_snr"],
+        [
+            (
+                "(inside), table[left] * (1 - part)",
+                "(inside), table[left] * (1 + part)",
+                "signal left at the noisy end",
+            ),
+            ("(root[0] - root[-1])) ** 2)", "(root[0] - root[-1])))", "the rescaled table not squared"),
+            ("* root[0] / (", "* root[-1] / (", "the rescaled table stretched to the wrong end"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{HERE}::test_variance_grows_linearly_up_to_the_first_node"],
+        [("time * (1 - table[0])", "time**2 * (1 - table[0])", "the first step's variance grows with the square")],
+    ),
+    (
+        "schedules.py",
+        [f"{HERE}::test_variance_exploding_is_geometric_between_its_ends"],
+        [
+            (
+                "math.log(self.sigma_max / self.sigma_min)",
+                "math.log(self.sigma_max * self.sigma_min)",
+                "sigma_max missed",
+            ),
+            ("return self.sigma_min * torch", "return self.sigma_max * torch", "sigma starts at the wrong end"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_real_grids[linear-2-linspace]", f"{SCHEDULES}::test_real_grids[linear-2-karras]"],
+        [
+            ("t_end), steps + 1,", "t_end), steps,", "a grid one node short"),
+            ("(0 if clean else 1)", "(1 if clean else 1)", "a grid one node too long where the end is clean"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_karras_and_uniform_spacing[linear]"],
+        [
+            ("lambda u: u**rho", "lambda u: u", "the power of the Karras grid not undone"),
+            ("time_of(-ratios.log())", "time_of(ratios.log())", "the sign of lambda in a grid"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_integer_grids"],
+        [
+            (
+                "T - torch.arange(steps + 1",
+                "T - 1 - torch.arange(steps + 1",
+                "a trailing grid that misses the last node",
+            ),
+            ("visited = 1 + torch", "visited = torch", "a leading grid that starts at the data"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{HERE}::test_integer_grids_that_do_not_divide_the_table"],
+        [
+            ("* T / steps)", "* T // steps)", "trailing nodes rounded up, not to the nearest"),
+            ("* (T // steps)", "* (T / steps)", "leading nodes between the integers"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{HERE}::test_times_cover_a_schedule_that_starts_late"],
+        [("schedule.t_min if t_end is None", "0.0 if t_end is None", "a grid that runs past t_min")],
+    ),
+    (
+        "predictions.py",
+        ["test_predictions.py::test_kinds_against_their_definitions"],
+        [
+            ("return zero, -1 / schedule", "return zero, 1 / schedule", "the sign of the score's target"),
+            (
+                "return -schedule.sigma(t), schedule",
+                "return schedule.sigma(t), schedule",
+                "the sign in v = alpha eps − sigma x0",
+            ),
+            (
+                "return -schedule.sigma(t), schedule.alpha(t)",
+                "return -schedule.alpha(t), schedule.alpha(t)",
+                "alpha for sigma in v",
+            ),
+            (
+                "return schedule.alpha_rate(t), schedule",
+                "return schedule.alpha(t), schedule",
+                "alpha for its rate in the velocity",
+            ),
+            ("return p * x0 + q", "return p * x0 - q", "the sign of the noise in a target"),
+        ],
+    ),
+    (
+        "predictions.py",
+        ["test_predictions.py::test_round_trip[cosine-v]", "test_predictions.py::test_round_trip[cosine-eps]"],
+        [
+            ("alpha * q - sigma * p", "alpha * q + sigma * p", "the sign in the determinant"),
+            ("like(sigma / determinant", "like(alpha / determinant", "alpha for sigma in x0_hat"),
+            ("x) * x - check", "x) * x + check", "the sign in x0_hat"),
+            ("like(p / determinant", "like(q / determinant", "q for p in eps_hat"),
+            ("output - check", "output + check", "the sign in eps_hat"),
+        ],
+    ),
+    (
+        "forward.py",
+        [f"{FORWARD}::test_q_sample_is_the_chain_of_single_steps"],
+        [
+            ("like(schedule.alpha(t), x0) * x0", "like(schedule.alpha(t) ** 2, x0) * x0", "alpha-bar for its root"),
+            (
+                "like(schedule.sigma(t), x0) * noise",
+                "like(schedule.sigma(t) ** 2, x0) * noise",
+                "noise scaled by sigma²",
+            ),
+            ("like(schedule.sigma(t), x0) * noise", "like(schedule.alpha(t), x0) * noise", "noise scaled by alpha"),
+        ],
+    ),
+    (
+        "forward.py",
+        [f"{FORWARD}::test_posterior_is_bayes[cosine]"],
+        [
+            ("step**2 * sigma_s**2", "step * sigma_s**2", "a lost square in the variance a step adds"),
+            ("(step * sigma_s**2 * x", "(step * sigma_s * x", "a lost square in the posterior mean"),
+            ("alpha_s * added * x0", "alpha_t * added * x0", "the wrong time's alpha in the posterior mean"),
+            (
+                "added * sigma_s**2 / sigma_t**2",
+                "added * sigma_s / sigma_t**2",
+                "a lost square in the posterior variance",
+            ),
+        ],
+    ),
+    (
+        "forward.py",
+        [f"{FORWARD}::test_bad_arguments"],
+        [("(s < t).all()", "(s <= t).all()", "a posterior at s = t")],
+    ),
+    (
+        "forward.py",
+        [f"{FORWARD}::test_sde_has_the_schedule_s_moments[cosine]"],
+        [
+            ("(2 * sigma * schedule", "(sigma * schedule", "a lost 2 in the derivative of sigma²"),
+            ("- 2 * drift * sigma**2", "+ 2 * drift * sigma**2", "the sign of the drift in g²"),
+            ("drift * sigma**2)", "drift * sigma)", "a lost square in g²"),
+            ("clamp(min=0).sqrt()", "clamp(min=0)", "g² for g"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_eta_one_is_ancestral_is_the_posterior[cosine]"],
+        [
+            ("eta * then.sigma * math", "eta * now.sigma * math", "fresh noise scaled by this node's sigma"),
+            ("math.sqrt(max(0.0, 1 - kept", "(max(0.0, 1 - kept", "a lost root in the fresh noise"),
+            ("1 - kept**2", "1 - kept", "a lost square in the fresh noise"),
+            ("then.sigma**2 - u**2", "then.sigma**2 + u**2", "fresh noise added to the kept, not taken from it"),
+            ("then.sigma**2 - u**2", "then.sigma**2 - u", "a lost square in the kept noise"),
+            ("return x + u * noise(x)", "return x + u**2 * noise(x)", "noise scaled by a variance"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_weak_order_of_the_noisy_sampler[0.5]"],
+        [("return eta * then", "return eta**2 * then", "eta² for eta")],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_ddim_is_euler_is_dpm_solver_1[cosine]"],
+        [
+            ("then.alpha - keep", "then.alpha + keep", "the sign of the signal already in x"),
+            ("keep * now.alpha) * x0", "keep * then.alpha) * x0", "the wrong node's alpha in the map"),
+            ("u**2)) / now.sigma", "u**2)) / now.alpha", "alpha for sigma in eps_hat"),
+            (
+                "now.t)\n        x = transfer(x, x0, now, then, fresh",
+                "then.t)\n        x = transfer(x, x0, now, then, fresh",
+                "the network asked at the next node",
+            ),
+            ("then.alpha - now.sigma / now", "then.alpha + now.sigma / now", "the sign of Euler's step"),
+            ("x = then.alpha * (", "x = now.alpha * (", "Euler's result in the wrong node's units"),
+            ("slope = (x - now.alpha * x0)", "slope = (x - x0)", "eps_hat without alpha"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_no_noise_on_the_last_step[cosine-ancestral]"],
+        [("or then.sigma == 0", "or now.sigma == 0", "noise on the last step")],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::TestDiffusers::test_ddpm[fixed_large-forward]"],
+        [
+            (
+                "then.sigma / then.alpha) **",
+                "then.sigma / now.alpha) **",
+                "the forward variance without its step's alpha",
+            )
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_inversion_returns[circle]"],
+        [
+            ("grid[::-1]", "grid[::1]", "inversion that walks down"),
+            (
+                "now.t)\n        x = transfer(x, x0, now, then)\n",
+                "now.t)\n        x = transfer(x, x0, then, now)\n",
+                "inversion with its nodes exchanged",
+            ),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_bad_grids"],
+        [("(ts[1:] < ts[:-1])", "(ts[1:] <= ts[:-1])", "a grid that stands still")],
+    ),
+    (
+        "samplers.py",
+        [f"{HERE}::test_walks_start_with_the_first_node_s_sigma"],
+        [("schedule.sigma(ts[:1]", "schedule.sigma(ts[-1:]", "a start with the last node's sigma")],
+    ),
+    (
+        "denoisers.py",
+        ["test_denoisers.py::test_every_kind_finds_the_point", "test_denoisers.py::test_clipped_recomputes_eps"],
+        [
+            ("self.schedule, t)[0]", "self.schedule, t)[1]", "eps_hat handed on as x0_hat"),
+            ("self.low, self.high)\n", "self.low)\n", "a clamp with no upper end"),
+        ],
+    ),
+    (
+        "denoisers.py",
+        [f"{HERE}::test_a_denoiser_asks_for_the_class_it_was_given"],
+        [("if cond is None else cond", "if cond is not None else cond", "a class given with the call lost")],
+    ),
+    (
+        "losses.py",
+        [f"{HERE}::test_the_loss_is_the_mean_squared_error_of_each_kind"],
+        [
+            ("denoiser.kind, x0, noise", "denoiser.kind, x, noise", "a target made from the noisy sample"),
+            ("output(x, t, cond)", "output(x0, t, cond)", "a network shown the clean sample"),
+            (".square().mean()", ".square().sum()", "a sum for a mean"),
+            (".square().mean()", ".abs().mean()", "an absolute error for a squared one"),
+            ("(x, t, cond) - target", "(x, t, cond) + target", "the sign of the error"),
+        ],
+    ),
+    (
+        "training.py",
+        ["test_training.py::test_ema_is_the_weighted_mean"],
+        [
+            ("current, 1 - decay)", "current, decay)", "an average that follows instead of remembering"),
+            ("min(self.decay, (1", "max(self.decay, (1", "the warm-up of the average's decay turned round"),
+            ("self.updates += 1", "self.updates += 2", "the average's steps counted twice"),
+        ],
+    ),
+    (
+        "training.py",
+        ["test_training.py::test_times_are_even"],
+        [
+            ("device=device) + shift) / n", "device=device) - shift) / n", "strata shifted out of the schedule"),
+            ("t_max - 1).float() + 1", "t_max - 1).float()", "integer times 0 … T−1"),
+        ],
+    ),
+    (
+        "training.py",
+        [f"{HERE}::test_times_cover_a_schedule_that_starts_late"],
+        [("t_max - schedule.t_min)", "t_max + schedule.t_min)", "times beyond the schedule's end")],
+    ),
+    (
+        "training.py",
+        [f"{HERE}::test_the_learning_rate_warms_up_and_ends_along_a_cosine"],
+        [
+            ("0.5 * (1 + math", "0.5 * (1 - math", "a learning rate that grows along the cosine"),
+            ("(step - 1) / steps", "step / steps", "the cosine one step early"),
+            ("min(1.0, step", "max(1.0, step", "a warm-up that overshoots"),
+        ],
+    ),
+    (
+        "training.py",
+        [f"{HERE}::test_classes_stay_with_their_samples_and_a_share_is_dropped"],
+        [
+            ("device=device) < drop_cond", "device=device) > drop_cond", "the share that keeps its class dropped"),
+            ("loss(denoiser, x0[chosen]", "loss(denoiser, x0[:batch]", "samples parted from their classes"),
+        ],
+    ),
+    (
+        "metrics.py",
+        ["test_metrics.py::test_one_dimension_is_exact_for_any_two_numbers_of_points"],
+        [
+            ("** (1 / p)", "** (p)", "the root of the distance lost"),
+            (".abs().pow(p).mean(1)", ".abs().mean(1)", "the power in the distance lost"),
+            (".pow(p).mean(1)", ".pow(p).sum(1)", "a sum for a mean over points"),
+            ("left // m]", "left // n]", "quantiles read at the wrong nodes"),
+        ],
+    ),
+    (
+        "metrics.py",
+        ["test_metrics.py::test_two_points_have_the_moments_of_the_sphere[5-2]"],
+        [("normalize(theta, dim=1)", "normalize(theta, dim=0)", "directions that are not on the sphere")],
+    ),
+    (
+        "metrics.py",
+        ["test_metrics.py::test_mmd_agrees_with_the_sum_over_pairs"],
+        [
+            ("within_y - 2 * _kernel", "within_y - _kernel", "a lost 2 on the cross term"),
+            ("bandwidth) - own * n) /", "bandwidth) + own * n) /", "each point's kernel with itself added twice"),
+            ("(m * (m - own))", "(m * m)", "the biased count of pairs"),
+            ("squares - 2 * part", "squares + 2 * part", "the sign in |a − b|²"),
+            ("block.div(-2)", "block.div(-1)", "a lost 2 in the kernel"),
+        ],
+    ),
+    (
+        "metrics.py",
+        ["test_metrics.py::test_bandwidth_is_the_median_distance"],
+        [("(together).median()", "(together).mean()", "the mean distance for the median")],
+    ),
+    (
+        "metrics.py",
+        ["test_metrics.py::test_p_value_counts_the_observed_labelling_and_ties"],
+        [
+            ("values >= values[0]", "values > values[0]", "ties not counted"),
+            ("values >= values[0]", "values <= values[0]", "the wrong tail"),
+            ("double().mean())", "double()[1:].mean())", "the observed labelling not counted"),
+        ],
+    ),
+    (
+        "verify.py",
+        ["test_verify.py::test_wrong_fails", "test_verify.py::test_one_bad_element_fails"],
+        [
+            ("difference = np.abs(lhs - rhs)", "difference = (lhs - rhs)", "differences with a sign"),
+            ("not ratio.max() <= 1", "not ratio.min() <= 1", "one good element excuses the others"),
+            ("difference, math.inf)", "difference, 0.0)", "a side that is not finite counts as right"),
+        ],
+    ),
+    (
+        "verify.py",
+        [f"{HERE}::test_verify_draws_its_lines_where_it_says"],
+        [
+            ("MARGIN = 5.0", "MARGIN = 4.0", "wrong versions that miss by four tolerances pass"),
+            ("ratio.max() <= 1", "ratio.max() <= 2", "two tolerances allowed"),
+            ("np.abs(rhs), 0.0)", "np.abs(lhs), 0.0)", "a tolerance relative to the side on trial"),
+            ('"atol", 0.0) + given', '"atol", 0.0) * given', "the absolute and relative tolerances multiplied"),
+        ],
+    ),
+    (
+        "verify.py",
+        [f"{HERE}::test_the_statistical_tolerance_is_bonferroni_s"],
+        [
+            ("max(4.0, torch", "max(3.0, torch", "less than four standard errors"),
+            ("max(4.0, torch", "min(4.0, torch", "no more tolerance for many elements"),
+            ("0.5e-4 / lhs", "1e-4 / lhs", "one tail of two"),
+            ("0.5e-4 / lhs.size", "0.5e-4 * lhs.size", "Bonferroni turned round"),
+        ],
+    ),
+    (
+        "data.py",
+        ["test_data.py::test_digits_are_in_range_and_the_split_is_fixed"],
+        [
+            ("unsqueeze(1) / 8 - 1", "unsqueeze(1) / 16 - 1", "digits scaled to [−1, 0]"),
+            ("slice(1500, None)", "slice(1499, None)", "a test image that was trained on"),
+        ],
+    ),
+    (
+        "data.py",
+        ["test_data.py::test_fetches_once_then_reads_the_cache[test]"],
+        [
+            ("div_(127.5)", "div_(128)", "bytes that never reach 1"),
+            ("(size - 28) // 2", "(size - 28) // 4", "a picture off the centre"),
+        ],
+    ),
+    (
+        "data.py",
+        ["test_data.py::test_parse_idx_reads_any_shape"],
+        [('">u4"', '"<u4"', "lengths read from the wrong end")],
+    ),
+    (
+        "nets/embedding.py",
+        ["test_nets.py::test_embedding_against_its_definition"],
+        [
+            ("exp(-math.log", "exp(math.log", "frequencies that grow past 1"),
+            ("/ (dim // 2)", "/ (dim)", "half the range of periods"),
+            ("[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]", "sine and cosine exchanged"),
+        ],
+    ),
+    (
+        "nets/mlp.py",
+        [f"{HERE}::test_time_scale_multiplies_the_time"],
+        [("(self.time_scale * t,", "(t,", "a time that is not scaled up (MLP)")],
+    ),
+    (
+        "nets/unet.py",
+        [f"{HERE}::test_time_scale_multiplies_the_time"],
+        [("(self.time_scale * t,", "(t,", "a time that is not scaled up (U-Net)")],
+    ),
+    (
+        "nets/unet.py",
+        [f"{HERE}::test_residual_block_against_its_definition"],
+        [
+            ("(1 + scale) + shift", "(scale) + shift", "a scale that starts at 0, not at 1"),
+            ("(1 + scale) + shift", "(1 + scale) - shift", "the sign of the shift"),
+            ("self.skip(x) + h", "self.skip(x) - h", "the sign of the residual"),
+        ],
+    ),
+    (
+        "nets/unet.py",
+        [f"{HERE}::test_attention_against_its_definition"],
+        [
+            ("return x + self.out", "return self.out", "attention without its skip"),
+            ("attention(q, k, v)", "attention(k, q, v)", "queries and keys exchanged"),
+            ("channels // 32)", "channels // 64)", "half as many heads"),
+        ],
+    ),
+    (
+        "exercises.py",
+        ["test_exercises.py::test_solution_is_accepted"],
+        [
+            (
+                "variance = (1 - beta) * variance + beta",
+                "variance = (1 + beta) * variance + beta",
+                "signal that grows with the noise",
+            ),
+            ("betas[s + 1 :]", "betas[s:]", "a product one factor too long"),
+            ("- 0.5 * math.log(2", "- math.log(2", "a Gaussian's entropy without its half"),
+            ("** 2 / spread**2", "** 2 / spread", "a lost square in the variance of a DDIM step"),
+        ],
+    ),
+]
+
+MUTANTS = [Mutant(file, tuple(tests), *edit) for file, tests, edits in GROUPS for edit in edits]
+
+
+# ---- the engine
+
+
+def mutate(root: Path, mutant: Mutant) -> str:
+    """The mutated text of the file; raises ValueError, naming the file, unless the snippet is there exactly once."""
+    text = (root / "companion" / mutant.file).read_text(encoding="utf-8")
+    if (count := text.count(mutant.old)) != 1:
+        raise ValueError(f"companion/{mutant.file} must hold {mutant.old!r} exactly once; it is there {count} times")
+    return text.replace(mutant.old, mutant.new)
+
+
+def copy(source: Path, target: Path) -> Path:
+    """Copy what the tests need, and return the copy."""
+    for name in COPIED:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=LEFT_OUT)
+        else:
+            shutil.copy2(source / name, target / name)
+    return target
+
+
+def start_server():
+    """The process that test processes are forked from, so that PyTorch is imported once and not per mutant."""
+    for name in [name for name in os.environ if name.startswith(("COMPANION_", "PYTEST_"))]:
+        del os.environ[name]
+    os.environ.update(ENVIRONMENT)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def in_a_process(root: str, tests: tuple[str, ...], log: str):
+    """Run tests on the copy of the package in ``root``, and exit with pytest's code; the output goes to ``log``."""
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(root)
+    os.environ["PYTHONPATH"] = root
+    sys.path[:] = [root, *(path for path in sys.path if path and Path(path).resolve() not in (ROOT, ROOT / "tests"))]
+    import pytest
+
+    import companion
+
+    if not Path(companion.__file__).samefile(Path(root, "companion", "__init__.py")):
+        raise RuntimeError(f"{companion.__file__} is imported, not the copy in {root}")
+    sys.exit(int(pytest.main([*OPTIONS, *(f"tests/{test}" for test in tests)])))
+
+
+def run_tests(context, root: Path, tests) -> tuple[int, str, float]:
+    """Run tests against the package in ``root`` up to the first failure: pytest's exit code, output, seconds."""
+    began, log = time.perf_counter(), root / "output.txt"
+    process = context.Process(target=in_a_process, args=(str(root), tuple(tests), str(log)))
+    process.start()
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return process.exitcode, output, time.perf_counter() - began
+
+
+def judge(context, snapshot: Path, mutant: Mutant) -> tuple[str, str, float]:
+    """(verdict, the test that noticed or pytest's last words, seconds) for one mutant, in a copy of its own.
+
+    Only a failed test kills. Anything else, such as an error while tests are collected, is "broken" and no verdict.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        root = copy(snapshot, Path(folder))
+        (root / "companion" / mutant.file).write_text(mutate(snapshot, mutant), encoding="utf-8")
+        code, output, seconds = run_tests(context, root, mutant.tests)
+    if code == 0:
+        return "SURVIVED", " ".join(mutant.tests), seconds
+    noticed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", output, re.M)
+    if code == 1 and noticed:
+        return "killed", noticed[1], seconds
+    return "BROKEN", output[-1500:], seconds
+
+
+def report(number: int, mutant: Mutant, verdict: str, words: str, seconds: float):
+    """Print one line: verdict, time, place, what is wrong, and which test noticed."""
+    print(f"{number:3d} {verdict:8s} {seconds:5.1f} s  {mutant.file}: {mutant.what}  [{words}]", flush=True)
+    if verdict != "killed":
+        print(f"      {mutant.old!r} -> {mutant.new!r}", flush=True)
+
+
+def run(mutants: list[Mutant], jobs: int) -> int:
+    """Judge all mutants on one snapshot of the package; the number of those that were not killed."""
+    began, context = time.perf_counter(), start_server()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        snapshot = copy(ROOT, Path(folder))
+        for mutant in mutants:
+            mutate(snapshot, mutant)
+        tests = sorted({test for mutant in mutants for test in mutant.tests})
+        code, output, seconds = run_tests(context, snapshot, tests)
+        if code != 0:
+            print(f"the package as it is fails:\n{output}", file=sys.stderr)
+            return len(mutants)
+        print(f"    the package as it is passes in {seconds:.1f} s", flush=True)
+        bad = 0
+        with ThreadPoolExecutor(jobs) as pool:
+            tasks = {pool.submit(judge, context, snapshot, mutant): mutant for mutant in mutants}
+            for number, task in enumerate(as_completed(tasks), 1):
+                verdict, words, seconds = task.result()
+                report(number, tasks[task], verdict, words, seconds)
+                bad += verdict != "killed"
+    print(f"{len(mutants) - bad} of {len(mutants)} mutants killed in {time.perf_counter() - began:.0f} s")
+    return bad
+
+
+def main(arguments=None) -> int:
+    """The command line; exit code 1 where a mutant is not killed, or where the package as it is fails."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--jobs", type=int, default=2, help="mutants at a time (2)")
+    options.add_argument("--only", default="", metavar="PATTERN", help="regular expression on file and description")
+    options.add_argument("--list", action="store_true", help="print the list and stop")
+    given = options.parse_args(arguments)
+    chosen = [mutant for mutant in MUTANTS if re.search(given.only, f"{mutant.file}: {mutant.what}")]
+    if not chosen:
+        options.error(f"no mutant matches {given.only!r}")
+    if given.list:
+        for mutant in chosen:
+            print(f"{mutant.file}: {mutant.what}\n    {mutant.old!r} -> {mutant.new!r}")
+        return 0
+    return int(run(chosen, max(1, given.jobs)) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
