@@ -40,7 +40,7 @@ class Clipped:
     Never inside guidance, never on latents. Raises ValueError unless low < high.
     """
 
-    def __init__(self, denoise, low: float = -1.0, high: float = 1.0):
+    def __init__(self, denoise, low: float | int = -1.0, high: float | int = 1.0):
         if not low < high:
             raise ValueError(f"low must be below high; got {low} and {high}")
         self.denoise, self.low, self.high = denoise, low, high

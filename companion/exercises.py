@@ -26,7 +26,7 @@ def check(exercise: str, answer) -> None:
     print(f"✓ Exercise {exercise}: right.")
 
 
-def _same(found, wanted: Tensor, at: str, tolerance: float = 1e-6):
+def _same(found, wanted: Tensor, at: str, tolerance: float | int = 1e-6):
     """Raise AssertionError unless an answer equals the closed form, without printing the closed form."""
     found = torch.as_tensor(found, dtype=torch.float64)
     if found.shape != wanted.shape:

@@ -34,7 +34,7 @@ class Node(NamedTuple):
     sigma: float
 
 
-def nodes(schedule, ts: Float[Tensor, "nodes"], x: Tensor) -> list[Node]:
+def nodes(schedule, ts, x: Tensor) -> list[Node]:
     """The grid with its coefficients, times in x's dtype and on its device; a list of nodes passes through.
 
     Raises ValueError unless ts has at least two nodes, is finite, decreases, and starts where sigma > 0; TypeError
@@ -67,7 +67,7 @@ def fresh_noise(now: Node, then: Node, eta: float) -> float:
     return eta * then.sigma * math.sqrt(max(0.0, 1 - kept**2))
 
 
-def transfer(x, x0, now: Node, then: Node, u: float = 0.0, noise=torch.randn_like):
+def transfer(x, x0, now: Node, then: Node, u: float | int = 0.0, noise=torch.randn_like):
     """The map: from x at ``now`` to ``then``, given x0_hat and u; draws noise only where u > 0."""
     keep = math.sqrt(max(0.0, then.sigma**2 - u**2)) / now.sigma
     x = keep * x + (then.alpha - keep * now.alpha) * x0
@@ -75,7 +75,7 @@ def transfer(x, x0, now: Node, then: Node, u: float = 0.0, noise=torch.randn_lik
 
 
 @torch.no_grad()
-def ddim(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, eta: float = 0.0, noise=torch.randn_like):
+def ddim(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, eta: float | int = 0.0, noise=torch.randn_like):
     """DDIM: the map with a chosen share ``eta`` of fresh noise (Song, Meng & Ermon 2021, eq. 12).
 
     eta = 0 is deterministic, of order 1; eta = 1 is ancestral sampling. Yields ``State`` after each step; ``noise(x)``

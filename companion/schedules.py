@@ -75,7 +75,7 @@ class LinearVP(Schedule):
     ``LinearVP(0.1, 20)``. Raises ValueError unless 0 < beta_min ≤ beta_max.
     """
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+    def __init__(self, beta_min: float | int = 0.1, beta_max: float | int = 20.0):
         check.positive("beta_min", beta_min)
         check.positive("beta_max", beta_max)
         if beta_max < beta_min:
@@ -102,7 +102,7 @@ class CosineVP(Schedule):
     unless s ≥ 0.
     """
 
-    def __init__(self, s: float = 0.008):
+    def __init__(self, s: float | int = 0.008):
         if not (isinstance(s, int | float) and math.isfinite(s) and s >= 0):
             raise ValueError(f"s must be a finite number, at least 0; got {s!r}")
         self.s = s
@@ -140,7 +140,7 @@ class DiscreteVP(Schedule):
         self._on = {}
 
     @classmethod
-    def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "DiscreteVP":
+    def linear(cls, T: int = 1000, beta_start: float | int = 1e-4, beta_end: float | int = 0.02) -> "DiscreteVP":
         """Betas in equal steps from ``beta_start`` to ``beta_end`` (Ho et al. 2020, section 4)."""
         check.positive_int("T", T)
         if not 0 < beta_start <= beta_end < 1:
@@ -151,7 +151,7 @@ class DiscreteVP(Schedule):
         return cls(torch.cumprod(1 - betas, 0))
 
     @classmethod
-    def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> "DiscreteVP":
+    def cosine(cls, T: int = 1000, s: float | int = 0.008, max_beta: float | int = 0.999) -> "DiscreteVP":
         """Betas from the squared cosine, none above ``max_beta`` (Nichol & Dhariwal 2021, section 3.2)."""
         check.positive_int("T", T)
         alpha_bar = CosineVP(s).alpha(torch.linspace(0, 1, T + 1, dtype=torch.float64)) ** 2
@@ -195,7 +195,7 @@ class VE(Schedule):
     0 < sigma_min < sigma_max.
     """
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+    def __init__(self, sigma_min: float | int = 0.01, sigma_max: float | int = 50.0):
         check.positive("sigma_min", sigma_min)
         check.positive("sigma_max", sigma_max)
         if sigma_max <= sigma_min:
@@ -295,7 +295,7 @@ def _in_ratio(schedule, steps, t_start, t_end, sigma_min, sigma_max, forth, back
 
 
 def karras(
-    schedule: Schedule, steps: int, *, rho: float = 7.0, t_start=None, t_end=None, sigma_min=0.002, sigma_max=80.0
+    schedule: Schedule, steps: int, *, rho: float | int = 7.0, t_start=None, t_end=None, sigma_min=0.002, sigma_max=80.0
 ) -> Float[Tensor, "nodes"]:
     """Equal steps of (sigma/alpha)^(1/rho), finer near the data (Karras et al. 2022, eq. 5).
 

@@ -137,7 +137,7 @@ class GaussianMixture:
         return torch.einsum("k,kde->de", self.weights, self.covariances + between[:, :, None] * between[:, None, :])
 
 
-def swiss_roll(n: int, *, noise: float = 0.05, generator=None) -> Float[Tensor, "n 2"]:
+def swiss_roll(n: int, *, noise: float | int = 0.05, generator=None) -> Float[Tensor, "n 2"]:
     """n points of a spiral in the plane, about 2 wide, with Gaussian noise of the given standard deviation; float64."""
     check.positive_int("n", n)
     turn = 1.5 * math.pi * (1 + 2 * torch.rand(n, dtype=torch.float64, generator=generator))

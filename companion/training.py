@@ -23,7 +23,7 @@ class EMA:
     (1 + n) / (10 + n), so that the untrained start is forgotten. Raises ValueError unless 0 ≤ decay < 1.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.999):
+    def __init__(self, model: nn.Module, decay: float | int = 0.999):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1; got {decay}")
         self.decay, self.updates = decay, 0
@@ -71,12 +71,12 @@ def train(
     *,
     steps: int,
     batch: int = 128,
-    lr: float = 1e-3,
+    lr: float | int = 1e-3,
     warmup: int = 100,
     ema: EMA | None = None,
     cond: Tensor | None = None,
-    drop_cond: float = 0.1,
-    clip: float = 1.0,
+    drop_cond: float | int = 0.1,
+    clip: float | int = 1.0,
     seed: int = 0,
     loss=simple_loss,
     checkpoint: str | Path | None = None,

@@ -85,7 +85,7 @@ def _tolerance(atol, rtol, se, lhs, rhs):
         if not (np.isfinite(value).all() and (value > 0).all() and value.shape in ((), lhs.shape)):
             raise ValueError(f"{name} must be finite, above 0, and one number or one per element; got {value}")
     if se is not None:
-        return given["se"] * max(4.0, torch.special.ndtri(torch.tensor(1 - 0.5e-4 / lhs.size)).item())
+        return given["se"] * max(4.0, -torch.special.ndtri(torch.tensor(0.5e-4 / lhs.size, dtype=torch.float64)).item())
     if rtol is None:
         return given.get("atol", 1e-9)
     return given.get("atol", 0.0) + given["rtol"] * np.where(np.isfinite(rhs), np.abs(rhs), 0.0)

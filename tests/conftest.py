@@ -1,5 +1,8 @@
 """What the unit tests share: the schedules under test, the mixture, one thread, a fixed seed."""
 
+import contextlib
+import re
+
 import pytest
 import torch
 
@@ -73,3 +76,12 @@ def between(schedule, n=7):
     """As ``inside``, but between the nodes of a table, where its interpolation is smooth."""
     t = inside(schedule, n)
     return t.floor() + 0.37 if isinstance(schedule, S.DiscreteVP) else t
+
+
+@contextlib.contextmanager
+def refuses(error, message):
+    """As pytest.raises, but where the run checks annotations too, their checker may be the first to refuse."""
+    with pytest.raises((error, TypeError)) as caught:
+        yield
+    if type(caught.value).__name__ != "TypeCheckError":
+        assert isinstance(caught.value, error) and re.search(message, str(caught.value)), repr(caught.value)

@@ -166,7 +166,7 @@ GROUPS = [
         [f"{SCHEDULES}::test_cosine_table_follows_the_curve_until_the_cap"],
         [
             ("dtype=torch.float64)) ** 2", "dtype=torch.float64))", "a cosine where its square belongs"),
-            ("clamp(max=max_beta)", "clamp(min=max_beta)", "the cap on beta made a floor"),
+            ("clamp(max=max_beta)", "clamp(max=1)", "a beta of 1 at the end of the cosine"),
         ],
     ),
     (
@@ -418,7 +418,14 @@ GROUPS = [
         [
             ("current, 1 - decay)", "current, decay)", "an average that follows instead of remembering"),
             ("min(self.decay, (1", "max(self.decay, (1", "the warm-up of the average's decay turned round"),
+        ],
+    ),
+    (
+        "training.py",
+        [f"{HERE}::test_the_average_forgets_its_start"],
+        [
             ("self.updates += 1", "self.updates += 2", "the average's steps counted twice"),
+            ("(10 + self.updates)", "(9 + self.updates)", "an average that starts one step late"),
         ],
     ),
     (
@@ -514,8 +521,8 @@ GROUPS = [
         "verify.py",
         [f"{HERE}::test_the_statistical_tolerance_is_bonferroni_s"],
         [
-            ("max(4.0, torch", "max(3.0, torch", "less than four standard errors"),
-            ("max(4.0, torch", "min(4.0, torch", "no more tolerance for many elements"),
+            ("max(4.0, -torch", "max(3.0, -torch", "less than four standard errors"),
+            ("max(4.0, -torch", "min(4.0, -torch", "no more tolerance for many elements"),
             ("0.5e-4 / lhs", "1e-4 / lhs", "one tail of two"),
             ("0.5e-4 / lhs.size", "0.5e-4 * lhs.size", "Bonferroni turned round"),
         ],
@@ -547,7 +554,7 @@ GROUPS = [
         [
             ("exp(-math.log", "exp(math.log", "frequencies that grow past 1"),
             ("/ (dim // 2)", "/ (dim)", "half the range of periods"),
-            ("[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]", "sine and cosine exchanged"),
+            ("angles.sin()]", "angles.cos()]", "cosines twice, and no sines"),
         ],
     ),
     (
@@ -591,6 +598,60 @@ GROUPS = [
             ("- 0.5 * math.log(2", "- math.log(2", "a Gaussian's entropy without its half"),
             ("** 2 / spread**2", "** 2 / spread", "a lost square in the variance of a DDIM step"),
         ],
+    ),
+    (
+        "toy.py",
+        [f"{HERE}::test_posterior_draws_take_one_noise_level_per_sample"],
+        [
+            (
+                "sigma[..., None, None] if sigma.ndim else sigma\n",
+                "sigma[..., None] if sigma.ndim else sigma\n",
+                "a level for each row read as one for each component",
+            )
+        ],
+    ),
+    (
+        "toy.py",
+        [f"{HERE}::test_weights_sum_to_one"],
+        [("sum().item() - 1) > 1e-6", "sum().item() - 1) > 1e-1", "weights that do not sum to one")],
+    ),
+    (
+        "schedules.py",
+        [f"{HERE}::test_the_first_value_that_is_not_allowed", f"{HERE}::test_the_last_values_that_are_allowed"],
+        [
+            ("if beta_max < beta_min", "if beta_max <= beta_min", "a constant beta refused"),
+            ("if sigma_max <= sigma_min", "if sigma_max < sigma_min", "noise that does not explode"),
+            ("(table[0] < 1 and", "(table[0] <= 1 and", "a first node without noise"),
+            ("<= end < start", "<= end <= start", "a grid without a step"),
+            ("1e-9 * (1 + target", "1e-1 * (1 + target", "a time for log-SNRs outside the schedule"),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{HERE}::test_grids_go_from_80_to_a_five_hundredth_where_the_ends_are_empty_and_clean"],
+        [
+            ("most = sigma_max if empty", "most = 1 / sigma_max if empty", "the noisiest ratio upside down"),
+            ("least = sigma_min if clean", "least = sigma_min**2 if clean", "a variance for the cleanest ratio"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{HERE}::test_the_first_value_that_is_not_allowed", f"{HERE}::test_the_last_values_that_are_allowed"],
+        [
+            ("min(sigmas[:-1]) <= 0", "min(sigmas[:-1]) < 0", "a division by a node's sigma of 0"),
+            ("ts[-1] >= schedule.t_min", "ts[-1] >= -schedule.t_min", "a walk past the schedule's clean end"),
+            ("ts[0] <= schedule.t_max", "ts[0] < schedule.t_max", "no walk from the schedule's noisy end"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{HERE}::test_noise_is_drawn_once_a_step_and_never_for_nothing"],
+        [("noise(x) if u > 0", "noise(x) if u >= 0", "noise drawn where none is used")],
+    ),
+    (
+        "training.py",
+        [f"{HERE}::test_gradients_are_clipped_to_the_given_norm"],
+        [("parameters(), clip)", "parameters(), clip**2)", "gradients clipped to a squared norm")],
     ),
 ]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html import escape
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -466,6 +467,8 @@ def ipywidgets7():
 @pytest.fixture(params=[8, 7])
 def environment(request):
     """The variables of a process that finds ipywidgets 8 or 7, and that number."""
+    if request.param == 8 and int(metadata.version("ipywidgets").split(".")[0]) < 8:
+        pytest.skip("ipywidgets 8 is not installed")
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     if request.param == 7:
         paths.insert(0, str(request.getfixturevalue("ipywidgets7")))

@@ -1,8 +1,7 @@
 """The forward process against simulation: moments of the chain, Bayes for the posterior, the SDE."""
 
-import pytest
 import torch
-from conftest import between, inside
+from conftest import between, inside, refuses
 
 from companion import schedules as S
 from companion.forward import q_posterior, q_sample, sde_coefficients
@@ -68,11 +67,11 @@ def test_sde_published_forms():
 
 def test_bad_arguments():
     x, t, schedule = torch.ones(2, 3), torch.tensor(0.5), S.CosineVP()
-    with pytest.raises(TypeError, match="x0 must be a floating"):
+    with refuses(TypeError, "x0 must be a floating"):
         q_sample(torch.ones(2, 3, dtype=torch.int64), t, schedule)
-    with pytest.raises(ValueError, match="noise"):
+    with refuses(ValueError, "noise"):
         q_sample(x, t, schedule, torch.ones(3, 3))
-    with pytest.raises(ValueError, match="t must have shape"):
+    with refuses(ValueError, "t must have shape"):
         q_sample(x, torch.ones(5), schedule)
-    with pytest.raises(ValueError, match="s must be below t"):
+    with refuses(ValueError, "s must be below t"):
         q_posterior(x, x, t, t, schedule)

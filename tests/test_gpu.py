@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import refuses
 
 from companion import gpu
 from companion import schedules as S
@@ -52,11 +53,11 @@ def test_noise_is_fresh_at_every_step_and_call(device):
 def test_refuses_other_inputs():
     schedule = S.CosineVP()
     run = gpu.compile_sampler(ddim, lambda x, t: x, schedule, S.linspace(schedule, 3), (2, 2), device="cpu")
-    with pytest.raises(ValueError, match="x must have shape"):
+    with refuses(ValueError, "x must have shape"):
         run(torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="float64"):
+    with refuses(ValueError, "float64"):
         run(torch.zeros(2, 2, dtype=torch.float64))
-    with pytest.raises(ValueError, match="ts must decrease"):
+    with refuses(ValueError, "ts must decrease"):
         gpu.compile_sampler(ddim, None, schedule, torch.tensor([0.1, 0.9]), (2, 2), device="cpu")
 
 

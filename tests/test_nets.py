@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import refuses
 
 from companion.nets import MLP, UNet, timestep_embedding
 
@@ -63,14 +64,14 @@ def test_mlp_learns_a_line():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="width must be"):
+    with refuses(ValueError, "width must be"):
         UNet(width=12)
     net = UNet(1, 16, (1, 2))
-    with pytest.raises(ValueError, match="x must have shape"):
+    with refuses(ValueError, "x must have shape"):
         net(torch.zeros(1, 1, 7, 8), torch.zeros(1))
-    with pytest.raises(ValueError, match="x must have shape"):
+    with refuses(ValueError, "x must have shape"):
         net(torch.zeros(1, 3, 8, 8), torch.zeros(1))
-    with pytest.raises(ValueError, match="no classes"):
+    with refuses(ValueError, "no classes"):
         net(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(ValueError, match="dim must be"):
+    with refuses(ValueError, "dim must be"):
         timestep_embedding(torch.zeros(3), 7)

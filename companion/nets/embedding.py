@@ -9,7 +9,9 @@ from torch import Tensor
 from companion import _checks as check
 
 
-def timestep_embedding(t: Float[Tensor, "batch"], dim: int, max_period: float = 10000.0) -> Float[Tensor, "batch dim"]:
+def timestep_embedding(
+    t: Float[Tensor, "batch"], dim: int, max_period: float | int = 10000.0
+) -> Float[Tensor, "batch dim"]:
     """cos and sin of t at dim/2 frequencies from 1 to 1/max_period (Vaswani et al. 2017, section 3.5).
 
     Times up to about 1000 are told apart; scale t in [0, 1] up first. Raises ValueError unless dim is even and t has

@@ -13,7 +13,7 @@ class MLP(nn.Module):
     ``time_scale`` multiplies t before it is embedded: 1000 for times in [0, 1], 1 for times up to about 1000.
     """
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, time_scale: float = 1000.0):
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, time_scale: float | int = 1000.0):
         super().__init__()
         self.time_scale, self.time_dim = time_scale, 32
         sizes = [dim + self.time_dim, *[width] * depth]

@@ -1,5 +1,7 @@
 """The U-Net: down to a coarse grid, up again, with the fine details handed across (Ho et al. 2020, appendix B)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -60,11 +62,11 @@ class UNet(nn.Module):
         self,
         channels: int = 1,
         width: int = 32,
-        multipliers: tuple[int, ...] = (1, 2),
+        multipliers: Sequence[int] = (1, 2),
         blocks: int = 1,
         classes: int | None = None,
-        time_scale: float = 1000.0,
-        dropout: float = 0.0,
+        time_scale: float | int = 1000.0,
+        dropout: float | int = 0.0,
     ):
         super().__init__()
         if width % 8 or not multipliers:
