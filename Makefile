@@ -53,8 +53,10 @@ lint: setup ## style, notebooks, equation numbers
 	@$(PY) book/tools/lint_notebooks.py
 
 unit: setup ## unit tests of the package and the tools
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -p no:cacheprovider \
-	  --jaxtyping-packages=companion,beartype.beartype tests --ignore=tests/site
+	@CHROMIUM=$$(bash book/tools/chromium.sh) COMPANION_REQUIRE_ALL=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) \
+	  -p no:cacheprovider --jaxtyping-packages=companion,beartype.beartype tests --ignore=tests/site
+	@echo "refusals once more, in the package's own words, without the checker of annotations"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -p no:cacheprovider tests --ignore=tests/site -k "bad or refuses"
 
 nbval: setup ## every chapter alone, in an empty folder, with the built wheel
 	@$(PY) book/tools/run_nbval.py --jobs $(JOBS)

@@ -1,4 +1,4 @@
-"""The spine on the front page: the chapters with their questions, measured times and dependencies, and a live figure."""
+"""The spine on the front page: the chapters with questions, measured times and dependencies, and a live figure."""
 
 import html
 import pathlib

@@ -133,6 +133,8 @@ TYPESET = """async () => {
     errors: [...document.querySelectorAll("mjx-merror, [data-mjx-error]")]
       .map(e => e.getAttribute("data-mjx-error") || e.title || "error"),
     labelled: document.querySelectorAll("main a[id^='eq-'], main a[id^='def-']").length,
+    cut: formulas.filter(e => e.scrollWidth > e.clientWidth + 1 && e.querySelector("mjx-math") && e.scrollLeft === 0
+      && e.querySelector("mjx-math").getBoundingClientRect().left < e.getBoundingClientRect().left - 1).length,
     labels: document.querySelectorAll("main mjx-labels, main mjx-mlabeledtr").length,
   };
 }"""
@@ -145,6 +147,8 @@ def mathematics_faults(page):
         yield f"{seen['typeset']} of {seen['formulas']} formulas are typeset"
     for error in seen["errors"]:
         yield f"mathematics: {error}"
+    if seen.get("cut"):
+        yield f"{seen['cut']} wide equations begin outside the page"
     if seen["labels"] < seen["labelled"]:
         yield f"{seen['labels']} numbers shown for {seen['labelled']} numbered equations"
 

@@ -62,6 +62,7 @@ def test_page(browser, server, kind, name):
     page.wait_for_timeout(50)
     if browse.sideways(page):
         faults.append(f"phone: {browse.sideways(page)}")
+    faults += browse.mathematics_faults(page)
     browse.scheme(page, "dark")
     dark = browse.brightness(page)
     page.context.close()
