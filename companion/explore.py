@@ -131,12 +131,13 @@ def _number(number, name: str, none: bool = False, caller: str = "slider"):
         raise ValueError(f"{caller}: {name} must be finite; got {number!r}")
 
 
-def explore(figure_fn, *, caption, alt, frames=MAX_FRAMES, quality=None, **sliders):
+def explore(figure_fn, *, caption="", alt=None, frames=MAX_FRAMES, quality=None, **sliders):
     """Display a figure with sliders: live where there is a kernel, and from precomputed frames where there is none.
 
     ``figure_fn(**values)`` returns a matplotlib figure, or HTML as a str; the same values must give the same figure.
-    Each further keyword is one of its arguments: a ``slider``, a ``choice``, or a list or range of values. ``caption``
-    is HTML, ``alt`` a text or a function of the values that returns one. ``frames`` is the most there may be,
+    Each further keyword is one of its arguments: a ``slider``, a ``choice``, a list or range of values, or an ipywidgets
+    slider or drop-down. ``caption`` is HTML, ``alt`` a text or a function of the values that returns one (the sliders'
+    values when not given; the book's chapters always give one). ``frames`` is the most there may be,
     ``quality`` (1 to 100) stores pictures as lossy WebP. Raises TypeError or ValueError, naming the argument: a slider
     that is no argument of ``figure_fn`` or changes nothing, too many frames, more than 1 MB.
     """
@@ -147,7 +148,7 @@ def explore(figure_fn, *, caption, alt, frames=MAX_FRAMES, quality=None, **slide
         display(explorer.bundle(), raw=True)
 
 
-def build(figure_fn, *, caption, alt, frames=MAX_FRAMES, quality=None, **sliders):
+def build(figure_fn, *, caption="", alt=None, frames=MAX_FRAMES, quality=None, **sliders):
     """What ``explore`` would display: an ``Explorer``; takes and raises the same."""
     return Explorer(figure_fn, caption, alt, frames, quality, sliders)
 
@@ -157,9 +158,11 @@ class Explorer:
 
     def __init__(self, figure_fn, caption, alt, frames, quality, sliders):
         self.figure_fn, self.alt, self.quality = figure_fn, alt, quality
-        self.caption = figures.text(caption, "caption", "explore")
-        if not callable(alt):
+        if not isinstance(caption, str):
+            raise TypeError(f"explore: caption must be a str; got {type(caption).__name__}")
+        if alt is not None and not callable(alt):
             figures.text(alt, "alt", "explore")
+        self.caption = caption
         self.sliders = {name: _as_control(name, spec) for name, spec in sliders.items()}
         _check_names(figure_fn, self.sliders)
         self.error: BaseException | None = None
@@ -208,6 +211,8 @@ class Explorer:
         return figures.to_svg(drawn, prefix, self.quality)
 
     def _describe(self, values: dict) -> str:
+        if self.alt is None:
+            return "A figure with " + ", ".join(f"{c.label}: {c.text(values[n])}" for n, c in self.sliders.items())
         return figures.text(self.alt(**values) if callable(self.alt) else self.alt, "alt", "explore")
 
     # -- without a kernel
@@ -221,7 +226,7 @@ class Explorer:
             "lines": lines,
             "frames": frames,
             "dot": token,
-            "alt": [alt for _, alt in self.frames.values()] if callable(self.alt) else [self.alt],
+            "alt": [self.alt] if isinstance(self.alt, str) else [alt for _, alt in self.frames.values()],
             "labels": [control.label for control in self.sliders.values()],
             "texts": [[control.text(v) for v in control.grid] for control in self.sliders.values()],
         }
@@ -229,7 +234,7 @@ class Explorer:
         page = (
             f'<figure class="companion-explore" data-explore="{_IDS}"><style>{_CSS}</style>\n'
             f'<div class="companion-view" role="img" aria-label="{html.escape(alt)}">\n{drawing}</div>\n'
-            f'<div class="companion-controls">{rows}</div>\n<figcaption>{self.caption}</figcaption>\n'
+            f'<div class="companion-controls">{rows}</div>\n{f"<figcaption>{self.caption}</figcaption>" if self.caption else ""}\n'
             f'<script type="application/json">{_json(data)}</script>\n<script>{_JS}</script></figure>'
         )
         uid = "x" + sha256(page.encode()).hexdigest()[:7]
@@ -298,12 +303,23 @@ def _has_kernel() -> bool:
 
 def _as_control(name: str, spec) -> Control:
     """The control a keyword of ``explore`` asks for; raises, naming the slider."""
+    if all(hasattr(spec, trait) for trait in ("description", "value", "observe")):
+        spec = _from_widget(spec)
     if not isinstance(spec, Control):
         try:
             spec = _choice(spec, None, None, "{}", "values", "explore")
         except (TypeError, ValueError) as error:
             raise type(error)(f"explore: slider {name!r}: {error}") from None
     return spec if spec.label else replace(spec, label=name)
+
+
+def _from_widget(widget) -> Control:
+    """The control that an ipywidgets slider, or a drop-down of plain values, describes."""
+    label = widget.description or None
+    if hasattr(widget, "options"):
+        return choice(widget.options, value=widget.value, label=label)
+    step = widget.step if isinstance(widget.value, int) else None
+    return slider(widget.min, widget.max, value=widget.value, step=step, label=label)
 
 
 def _check_names(figure_fn, sliders: dict[str, Control]):

@@ -112,12 +112,26 @@ def test_explore_refuses(sliders, error, message):
         explore(line, **WORDS, **sliders)
 
 
-@pytest.mark.parametrize("name", ["caption", "alt"])
-def test_words_are_required(name):
-    with pytest.raises(ValueError, match=name):
-        explore(bold, **{**WORDS, name: ""}, w=[1, 2])
-    with pytest.raises(TypeError, match=name):
-        explore(bold, **{key: value for key, value in WORDS.items() if key != name}, w=[1, 2])
+def test_words_may_be_left_to_the_values():
+    explorer = build(bold, w=slider(0, 1, steps=3, label="scale"))
+    assert "<figcaption>" not in explorer.html and 'aria-label="A figure with scale: 0.50"' in explorer.html
+
+
+def test_words_must_be_words():
+    with pytest.raises(TypeError, match="caption"):
+        build(bold, caption=3, alt="a", w=[1, 2])
+    with pytest.raises(ValueError, match="alt"):
+        build(bold, alt=" ", w=[1, 2])
+
+
+def test_ipywidgets_say_what_they_are():
+    import ipywidgets
+
+    of = lambda **spec: next(iter(build(bold, **spec).sliders.values()))  # noqa: E731
+    made = of(w=ipywidgets.FloatSlider(value=1, min=0, max=2, description="scale"))
+    assert (made.grid[0], made.grid[-1], made.value, made.label) == (0, 2, 1, "scale")
+    assert of(w=ipywidgets.IntSlider(value=3, min=0, max=10)).kind == "int"
+    assert of(w=ipywidgets.Dropdown(options=[1, 2, 5], value=2)).grid == (1, 2, 5)
 
 
 def test_alt_of_every_frame_is_required():

@@ -16,7 +16,14 @@ def use_address(app, config):
             options.pop(key, None)
         return
     options["use_repository_button"] = True
+    options["use_issues_button"] = True  # "report a problem" on every page
     options["launch_buttons"] = {"colab_url": COLAB, "notebook_interface": "jupyterlab"} if "github.com" in url else {}
+
+
+def use_comments(app, config):
+    """Margin comments by hypothes.is where `html.comments.hypothesis` is true; off by default: they need its host."""
+    if config.comments_config.get("hypothesis"):
+        app.add_js_file("https://hypothes.is/embed.js", loading_method="async")
 
 
 class DisplayAsWritten(SphinxTransform):
@@ -35,5 +42,6 @@ def setup(app):
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it whether or not comments are wanted
     # before the theme reads its options
     app.connect("config-inited", use_address, priority=1)
+    app.connect("config-inited", use_comments)
     app.add_transform(DisplayAsWritten)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -83,11 +83,13 @@ def test_sliders(browser, origin, name):
     assert not faults + errors, "\n".join(faults + errors)
 
 
-def test_search_finds(browser, origin):
+@pytest.mark.parametrize("word", ["mixture", "posterior"])
+def test_search_finds(browser, origin, word):
     page, errors = browse.watched(browser, origin)
-    page.goto(f"{origin}/search.html?q=mixture")
+    page.goto(f"{origin}/search.html?q={word}")
     page.wait_for_selector("#search-results li a", timeout=10_000)
-    assert "mixture" in page.inner_text("#search-results").lower() or page.query_selector("#search-results li a")
+    links = page.eval_on_selector_all("#search-results li a", "found => found.map((a) => a.href)")
+    assert any("01_destruction" in link for link in links), links
     page.wait_for_timeout(300)
     page.context.close()
     assert not errors, "\n".join(errors)
@@ -124,5 +126,21 @@ def test_start_page_leads_in(browser, origin):
     page.goto(f"{origin}/{START}")
     page.wait_for_url(f"**/{FIRST}")
     assert "Reversing the Noise" in page.title()
+    page.context.close()
+    assert not errors, "\n".join(errors)
+
+
+def test_progress_is_kept(browser, origin):
+    """A chapter marked as read gets its tick beside the page and on the front page, and keeps it."""
+    page, errors = browse.watched(browser, origin)
+    page.goto(f"{origin}/notebooks/01_destruction_and_reconstruction.html")
+    assert not page.locator("a.chapter-read").count()
+    page.locator(".chapter-done input").check()
+    page.goto(f"{origin}/{FIRST}")
+    assert page.locator("table.spine a.chapter-read").count() == 1
+    page.goto(f"{origin}/notebooks/01_destruction_and_reconstruction.html")
+    page.locator(".chapter-done input").uncheck()
+    page.goto(f"{origin}/{FIRST}")
+    assert not page.locator("a.chapter-read").count()
     page.context.close()
     assert not errors, "\n".join(errors)
