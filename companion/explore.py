@@ -135,8 +135,8 @@ def explore(figure_fn, *, caption="", alt=None, frames=MAX_FRAMES, quality=None,
     """Display a figure with sliders: live where there is a kernel, and from precomputed frames where there is none.
 
     ``figure_fn(**values)`` returns a matplotlib figure, or HTML as a str; the same values must give the same figure.
-    Each further keyword is one of its arguments: a ``slider``, a ``choice``, a list or range of values, or an ipywidgets
-    slider or drop-down. ``caption`` is HTML, ``alt`` a text or a function of the values that returns one (the sliders'
+    Each further keyword is one of its arguments: a ``slider``, a ``choice``, a list or range of values, or a slider or
+    drop-down of ipywidgets. ``caption`` is HTML, ``alt`` a text or a function of the values that returns one (the sliders'
     values when not given; the book's chapters always give one). ``frames`` is the most there may be,
     ``quality`` (1 to 100) stores pictures as lossy WebP. Raises TypeError or ValueError, naming the argument: a slider
     that is no argument of ``figure_fn`` or changes nothing, too many frames, more than 1 MB.
@@ -231,10 +231,11 @@ class Explorer:
             "texts": [[control.text(v) for v in control.grid] for control in self.sliders.values()],
         }
         rows = "".join(_row(name, control) for name, control in self.sliders.items())
+        caption = f"<figcaption>{self.caption}</figcaption>" if self.caption else ""
         page = (
             f'<figure class="companion-explore" data-explore="{_IDS}"><style>{_CSS}</style>\n'
             f'<div class="companion-view" role="img" aria-label="{html.escape(alt)}">\n{drawing}</div>\n'
-            f'<div class="companion-controls">{rows}</div>\n{f"<figcaption>{self.caption}</figcaption>" if self.caption else ""}\n'
+            f'<div class="companion-controls">{rows}</div>\n{caption}\n'
             f'<script type="application/json">{_json(data)}</script>\n<script>{_JS}</script></figure>'
         )
         uid = "x" + sha256(page.encode()).hexdigest()[:7]
