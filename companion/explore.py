@@ -136,8 +136,8 @@ def explore(figure_fn, *, caption="", alt=None, frames=MAX_FRAMES, quality=None,
 
     ``figure_fn(**values)`` returns a matplotlib figure, or HTML as a str; the same values must give the same figure.
     Each further keyword is one of its arguments: a ``slider``, a ``choice``, a list or range of values, or a slider or
-    drop-down of ipywidgets. ``caption`` is HTML, ``alt`` a text or a function of the values that returns one (the sliders'
-    values when not given; the book's chapters always give one). ``frames`` is the most there may be,
+    drop-down of ipywidgets. ``caption`` is HTML, ``alt`` a text or a function of the values that returns one (when not
+    given, the sliders' values; the book's chapters always give one). ``frames`` is the most there may be,
     ``quality`` (1 to 100) stores pictures as lossy WebP. Raises TypeError or ValueError, naming the argument: a slider
     that is no argument of ``figure_fn`` or changes nothing, too many frames, more than 1 MB.
     """
