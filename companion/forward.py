@@ -59,8 +59,9 @@ def sde_coefficients(t: Float[Tensor, "*time"], schedule) -> Coefficients:
     """The linear SDE whose marginals are alpha x0 + sigma eps: drift f and diffusion g (Song et al. 2021, eq. 5).
 
     f = alpha'/alpha and g² = 2 sigma sigma' − 2 f sigma², so dx = f x dt + g dw. Not finite where alpha = 0, nor at
-    t = 0 of schedules on which sigma starts like a square root.
+    t = 0 of schedules on which sigma starts like a square root. Raises TypeError unless t is a floating-point tensor.
     """
+    check.floating("t", t)
     sigma = schedule.sigma(t)
     drift = schedule.alpha_rate(t) / schedule.alpha(t)
     return Coefficients(drift, (2 * sigma * schedule.sigma_rate(t) - 2 * drift * sigma**2).clamp(min=0).sqrt())

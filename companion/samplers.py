@@ -157,6 +157,7 @@ def sample(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, sampler=dd
 
 def start(schedule, ts, shape, *, generator=None, dtype=torch.float32, device=None) -> Tensor:
     """Pure noise at the grid's first node: sigma(ts[0]) times standard normal numbers of the given shape."""
+    check.floating("ts", ts)
     z = torch.randn(shape, generator=generator, dtype=dtype, device=device)
     return schedule.sigma(ts[:1].double()).item() * z
 

@@ -50,6 +50,8 @@ class Progress(NamedTuple):
 
 def budget(full: int, quick: int) -> int:
     """``full``, or ``quick`` where the environment variable COMPANION_QUICK is set: the steps a chapter trains live."""
+    check.positive_int("full", full)
+    check.positive_int("quick", quick)
     return quick if os.environ.get("COMPANION_QUICK") else full
 
 
@@ -58,6 +60,7 @@ def draw_times(schedule, n: int, *, generator=None, device=None) -> Float[Tensor
 
     Integer nodes 1 … T for a ``DiscreteVP``, real times otherwise; float32, in increasing order.
     """
+    check.positive_int("n", n)
     shift = torch.rand((), generator=generator, device=device, dtype=torch.float64)
     even = (torch.arange(n, device=device) + shift) / n
     if isinstance(schedule, DiscreteVP):

@@ -42,7 +42,8 @@ def load(name: str, *, device=None) -> Denoiser:
 
 
 def build(model: dict) -> Denoiser:
-    """An untrained ``Denoiser`` from a card's description of it: net, schedule, kind."""
+    """An untrained ``Denoiser`` from a card's description of it: net, schedule, kind; ValueError for an unknown net."""
+    check.one_of("net", model["net"]["class"], nets.__all__)
     net = getattr(nets, model["net"]["class"])(**model["net"]["arguments"])
     schedule = getattr(schedules, model["schedule"]["class"])(**model["schedule"]["arguments"])
     return Denoiser(net, schedule, model["kind"])

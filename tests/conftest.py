@@ -81,7 +81,8 @@ def between(schedule, n=7):
 @contextlib.contextmanager
 def refuses(error, message):
     """As pytest.raises, but where the run checks annotations too, their checker may be the first to refuse."""
-    with pytest.raises((error, TypeError)) as caught:
+    expected = error if isinstance(error, tuple) else (error,)
+    with pytest.raises((*expected, TypeError)) as caught:
         yield
     if type(caught.value).__name__ != "TypeCheckError":
         assert isinstance(caught.value, error) and re.search(message, str(caught.value)), repr(caught.value)

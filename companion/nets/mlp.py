@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion import _checks as check
 from companion.nets.embedding import timestep_embedding
 
 
@@ -15,6 +16,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, time_scale: float | int = 1000.0):
         super().__init__()
+        for name, value in (("dim", dim), ("width", width), ("depth", depth)):
+            check.positive_int(name, value)
         self.time_scale, self.time_dim = time_scale, 32
         sizes = [dim + self.time_dim, *[width] * depth]
         hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]

@@ -1,0 +1,155 @@
+"""Bad input: one table over every public function of the package; each refuses at once and names the argument."""
+
+import importlib
+import inspect
+
+import pytest
+import torch
+from conftest import refuses
+
+from companion import (
+    data,
+    denoisers,
+    exercises,
+    explore,
+    figures,
+    forward,
+    gpu,
+    losses,
+    metrics,
+    nets,
+    predictions,
+    toy,
+    training,
+    verify,
+    zoo,
+)
+from companion import samplers as A
+from companion import schedules as S
+
+SCHEDULE, TABLE = S.CosineVP(), S.DiscreteVP.linear(10)
+X, T, GRID = torch.zeros(3, 2), torch.tensor(0.5), torch.tensor([0.9, 0.5, 0.1])
+UP, NAN = GRID.flip(0), float("nan")
+MIXTURE = toy.GaussianMixture.four()
+DENOISE = MIXTURE.denoiser(SCHEDULE)
+MODEL = denoisers.Denoiser(nets.MLP(2, 8, 1), SCHEDULE, "v")
+
+
+def walk(sampler, ts=UP, **options):
+    return lambda: next(sampler(DENOISE, SCHEDULE, X, ts, **options))
+
+
+TABLE_OF_ERRORS = {
+    "toy.GaussianMixture": (lambda: toy.GaussianMixture([0.5, 0.6], [[0.0], [1.0]], stds=1.0), ValueError, "weights"),
+    "toy.swiss_roll": (lambda: toy.swiss_roll(0), ValueError, "n must be"),
+    "schedules.Schedule": (lambda: S.Schedule().alpha(T), TypeError, "must define alpha"),
+    "schedules.LinearVP": (lambda: S.LinearVP(0.0), ValueError, "beta_min"),
+    "schedules.CosineVP": (lambda: S.CosineVP(-1.0), ValueError, "s must be"),
+    "schedules.DiscreteVP": (lambda: S.DiscreteVP([0.5, 0.9]), ValueError, "alphas_cumprod"),
+    "schedules.VE": (lambda: S.VE(2.0, 1.0), ValueError, "sigma_max"),
+    "schedules.RectifiedFlow": (lambda: S.RectifiedFlow().time_of(torch.tensor(NAN)), ValueError, "half_log_snr"),
+    "schedules.linspace": (lambda: S.linspace(SCHEDULE, 0), ValueError, "steps"),
+    "schedules.trailing": (lambda: S.trailing(SCHEDULE, 5), TypeError, "schedule"),
+    "schedules.leading": (lambda: S.leading(TABLE, 11), ValueError, "steps"),
+    "schedules.karras": (lambda: S.karras(SCHEDULE, 5, rho=0.0), ValueError, "rho"),
+    "schedules.uniform_log_snr": (lambda: S.uniform_log_snr(SCHEDULE, 5, t_end=2.0), ValueError, "t_end"),
+    "schedules.rescale_zero_terminal_snr": (lambda: S.rescale_zero_terminal_snr(SCHEDULE), TypeError, "schedule"),
+    "predictions.target_coefficients": (
+        lambda: predictions.target_coefficients("noise", SCHEDULE, T),
+        ValueError,
+        "kind",
+    ),
+    "predictions.make_target": (lambda: predictions.make_target("v", X, X[:2], SCHEDULE, T), ValueError, "eps"),
+    "predictions.to_x0_eps": (
+        lambda: predictions.to_x0_eps("eps", X, X, SCHEDULE, torch.tensor(1.0)),
+        ValueError,
+        "'eps' does not determine",
+    ),
+    "forward.q_sample": (lambda: forward.q_sample(X, torch.ones(5), SCHEDULE), ValueError, "t must have shape"),
+    "forward.q_posterior": (lambda: forward.q_posterior(X, X, T, T, SCHEDULE), ValueError, "s must be below t"),
+    "forward.sde_coefficients": (lambda: forward.sde_coefficients(0.5, SCHEDULE), TypeError, "t must be"),
+    "denoisers.Denoiser": (lambda: denoisers.Denoiser(None, SCHEDULE, "epsilon"), ValueError, "kind"),
+    "denoisers.Clipped": (lambda: denoisers.Clipped(DENOISE, 1.0, 0.0), ValueError, "low"),
+    "losses.simple_loss": (lambda: losses.simple_loss(MODEL, X, torch.ones(2)), ValueError, "t must have shape"),
+    "samplers.nodes": (lambda: A.nodes(SCHEDULE, UP, X), ValueError, "ts must decrease"),
+    "samplers.ddim": (walk(A.ddim), ValueError, "ts must decrease"),
+    "samplers.ancestral": (walk(A.ancestral, GRID, variance="small"), ValueError, "variance"),
+    "samplers.euler": (walk(A.euler), ValueError, "ts must decrease"),
+    "samplers.invert": (walk(A.invert, torch.tensor([0.5, 0.0])), ValueError, "ts must end"),
+    "samplers.sample": (lambda: A.sample(DENOISE, SCHEDULE, X.long(), GRID), TypeError, "x must be"),
+    "samplers.start": (lambda: A.start(SCHEDULE, [0.5, 0.1], (3, 2)), TypeError, "ts must be"),
+    "nets.MLP": (lambda: nets.MLP(0), ValueError, "dim"),
+    "nets.UNet": (lambda: nets.UNet(width=12), ValueError, "width"),
+    "nets.timestep_embedding": (lambda: nets.timestep_embedding(torch.ones(3), 7), ValueError, "dim"),
+    "training.EMA": (lambda: training.EMA(MODEL, 1.0), ValueError, "decay"),
+    "training.draw_times": (lambda: training.draw_times(SCHEDULE, 0), ValueError, "n must be"),
+    "training.train": (lambda: next(training.train(MODEL, X / 0, steps=1)), ValueError, "x0 must be finite"),
+    "training.budget": (lambda: training.budget(0, 0), ValueError, "full"),
+    "data.digits": (lambda: data.digits("dev"), ValueError, "split"),
+    "data.mnist": (lambda: data.mnist(size=30), ValueError, "size"),
+    "data.parse_idx": (lambda: data.parse_idx(b"nonsense"), ValueError, "idx"),
+    "metrics.sliced_wasserstein": (lambda: metrics.sliced_wasserstein(X, X[:, :1]), ValueError, "y"),
+    "metrics.mmd": (lambda: metrics.mmd(X / 0, X), ValueError, "x"),
+    "metrics.median_distance": (lambda: metrics.median_distance(X[:0], X), ValueError, "x"),
+    "metrics.two_sample_test": (lambda: metrics.two_sample_test(X, X, permutations=0), ValueError, "permutations"),
+    "zoo.card": (lambda: zoo.card("nothing"), ValueError, "name"),
+    "zoo.load": (lambda: zoo.load("nothing"), ValueError, "name"),
+    "zoo.build": (
+        lambda: zoo.build({"net": {"class": "ResNet", "arguments": {}}, "schedule": {}, "kind": "v"}),
+        ValueError,
+        "net",
+    ),
+    "zoo.save": (lambda: zoo.save("x", MODEL.net, {}), ValueError, "card lacks"),
+    "gpu.compile_sampler": (
+        lambda: gpu.compile_sampler(A.ddim, DENOISE, SCHEDULE, UP, (3, 2), device="cpu"),
+        ValueError,
+        "ts must decrease",
+    ),
+    "verify.verify": (lambda: verify.verify("forward", 1.0, 1.0), ValueError, "label"),
+    "exercises.check": (lambda: exercises.check("99.1", 1), ValueError, "exercise"),
+    "figures.figure": (lambda: figures.figure(width=0.0), ValueError, "width"),
+    "figures.show": (lambda: figures.show(figures.figure()[0], "", "text"), ValueError, "caption"),
+    "figures.to_svg": (lambda: figures.to_svg("no figure"), TypeError, "fig"),
+    "figures.image_grid": (lambda: figures.image_grid(None, torch.zeros(3, 8, 8), 3), (ValueError, TypeError), "image"),
+    "figures.density": (lambda: figures.density(figures.figure()[1], None, (0, 0, 1, 1)), (ValueError, TypeError), ""),
+    "explore.slider": (lambda: explore.slider(1, 0), ValueError, "lo"),
+    "explore.choice": (lambda: explore.choice(["a"]), ValueError, "values"),
+    "explore.explore": (lambda: explore.explore(lambda w: "x", w=[1, 2]), ValueError, "changes nothing"),
+    "explore.build": (lambda: explore.build(lambda w: "x", v=[1, 2]), TypeError, "sliders"),
+}
+
+# What takes no argument that could be wrong, or is called by the functions above after their own checks.
+EXEMPT = {
+    "data": {"cache_folder"},
+    "explore": {"Control", "Explorer", "check_alive", "dedupe"},
+    "figures": {"style", "in_ipython", "text", "need_figure"},
+    "forward": {"Gaussian", "Coefficients"},
+    "gpu": {"device", "describe"},
+    "samplers": {"State", "Node", "fresh_noise", "transfer"},
+    "training": {"Progress"},
+    "zoo": {"names"},
+}
+MODULES = (
+    "toy schedules predictions forward denoisers losses samplers nets training data metrics zoo gpu verify".split()
+)
+MODULES += ["exercises", "figures", "explore"]
+
+
+def public(name):
+    module = importlib.import_module(f"companion.{name}")
+    for key, value in vars(module).items():
+        own = getattr(value, "__module__", "").startswith(f"companion.{name}")
+        if own and not key.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
+            yield key
+
+
+def test_the_table_is_complete():
+    names = {f"{module}.{key}" for module in MODULES for key in public(module) if key not in EXEMPT.get(module, ())}
+    assert names == set(TABLE_OF_ERRORS)
+
+
+@pytest.mark.parametrize("name", TABLE_OF_ERRORS)
+def test_refuses(name):
+    call, error, message = TABLE_OF_ERRORS[name]
+    with refuses(error, message):
+        call()
