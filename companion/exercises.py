@@ -10,6 +10,7 @@ from torch import Tensor
 
 from companion import _checks as check_argument
 from companion import schedules
+from companion.forward import q_posterior
 from companion.toy import GaussianMixture
 
 
@@ -22,18 +23,26 @@ def check(exercise: str, answer) -> None:
     check_argument.one_of(
         "exercise", exercise, sorted(checks, key=lambda name: [int(part) for part in name.split(".")])
     )
-    checks[exercise](answer)
+    if answer is None:
+        raise AssertionError("there is no answer yet: it is None")
+    try:
+        checks[exercise](answer)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise AssertionError(f"the answer has not the form that the exercise asks for: {error}") from error
     print(f"✓ Exercise {exercise}: right.")
 
 
 def _same(found, wanted: Tensor, at: str, tolerance: float | int = 1e-6):
     """Raise AssertionError unless an answer equals the closed form, without printing the closed form."""
+    if found is None:
+        raise AssertionError(f"{at}: there is no answer yet: the function returns None")
     found = torch.as_tensor(found, dtype=torch.float64)
     if found.shape != wanted.shape:
         raise AssertionError(f"{at}: the answer should have shape {tuple(wanted.shape)}, it has {tuple(found.shape)}")
-    worst = (found - wanted).abs().max().item()
-    if not worst <= tolerance:
-        raise AssertionError(f"{at}: the answer is off by {worst:.2g}")
+    off = (found - wanted).abs()
+    if not off.max() <= tolerance:
+        place = f", most at element {off.flatten().argmax().item()} of {off.numel()}" if off.numel() > 1 else ""
+        raise AssertionError(f"{at}: the answer is off by {off.max().item():.2g}{place}")
 
 
 def _grid(low, high, n=25):
@@ -122,7 +131,7 @@ def _2_1(answer):
 def _2_2(answer):
     """The betas of a table of cumulative products."""
     for betas in (_grid(1e-4, 0.02, 1000), _grid(0.5, 0.1, 5), _grid(0.3, 0.3, 1)):
-        _same(answer(torch.cumprod(1 - betas, 0)), betas, f"a table of {len(betas)} steps", 1e-9)
+        _same(answer(torch.cumprod(1 - betas, 0)), betas, f"a table of {len(betas)} steps", 1e-6)
 
 
 def _2_3(answer):
@@ -174,3 +183,67 @@ def _2_7(answer):
             now = gain**2 * now + (b**2 * variance + r**2) - gain**2 * total
         L = (alpha[0] ** 2 * variance / sigma[0] ** 2).item()
         _same(answer(L), (now / variance).sqrt(), f"L = {L:.3f}", 2e-3)
+
+
+# ---- chapter 3 ------------------------------------------------------------------------------------------------------
+
+
+def _3_1(answer):
+    """The posterior variances of a table, from the general two-time posterior."""
+    table = schedules.DiscreteVP.linear(50, 1e-3, 0.2)
+    t, x = torch.arange(1.0, 51.0, dtype=torch.float64), torch.zeros(50, 1, dtype=torch.float64)
+    _same(answer(table.alphas_cumprod), q_posterior(x, x, t - 1, t, table).variance[:, 0], "the table", 1e-12)
+
+
+def _3_2(answer):
+    """x0 and eps from x and v on a circle."""
+    angle, x0, eps = _grid(0, math.pi / 2), _grid(-1, 2), _grid(3, -3)
+    alpha, sigma = angle.cos(), angle.sin()
+    found = answer(alpha * x0 + sigma * eps, alpha * eps - sigma * x0, alpha, sigma)
+    for name, got, wanted in zip(("x0", "eps"), found, (x0, eps), strict=True):
+        _same(got, wanted, name, 1e-9)
+
+
+def _3_3(answer):
+    """The divergence between two centred Gaussians, by the library of distributions."""
+    u, w = _grid(0.1, 3.0), _grid(2.0, 0.3)
+    p, q = (torch.distributions.Normal(torch.zeros_like(v), v.sqrt()) for v in (u, w))
+    _same(answer(u, w), torch.distributions.kl_divergence(p, q), "u from 0.1 to 3, w from 2 to 0.3", 1e-9)
+
+
+def _3_4(answer):
+    """The variance of a step back for Gaussian data, by conditioning the joint Gaussian of x_s and x_t."""
+    for alpha_s, sigma_s, alpha_t, sigma_t in [(0.9, 0.3, 0.6, 0.8), (0.8, 0.2, 0.5, 0.5), (1.0, 1.0, 1.0, 3.0)]:
+        for tau in (0.5, 1.0, 2.0):
+            before = alpha_s**2 * tau**2 + sigma_s**2
+            together = alpha_t / alpha_s * before
+            wanted = before - together**2 / (alpha_t**2 * tau**2 + sigma_t**2)
+            where = f"alpha_s = {alpha_s}, sigma_s = {sigma_s}, alpha_t = {alpha_t}, sigma_t = {sigma_t}, tau = {tau}"
+            found = answer(alpha_s, sigma_s, alpha_t, sigma_t, tau)
+            _same(found, torch.tensor(wanted, dtype=torch.float64), where, 1e-9)
+
+
+def _3_5(answer):
+    """The mean of a step back from eps, by the two-time posterior."""
+    table, x, eps = schedules.DiscreteVP.linear(50, 1e-3, 0.2), _grid(-2, 2)[:, None], _grid(1, -1)[:, None]
+    for t in (1.0, 20.0, 50.0):
+        t = torch.tensor(t, dtype=torch.float64)
+        x0 = (x - table.sigma(t) * eps) / table.alpha(t)
+        wanted = q_posterior(x0, x, t - 1, t, table).mean
+        beta, alpha_bar = table.betas[int(t) - 1], table.alphas_cumprod[int(t) - 1]
+        _same(answer(x, eps, beta, alpha_bar), wanted, f"t = {t.item():g}", 1e-9)
+
+
+def _3_6(answer):
+    """The variance that ancestral steps leave of N(0, tau²) data, followed through the transfer map with eta = 1."""
+    for steps, tau in [(1, 0.5), (2, 0.5), (10, 0.5), (25, 2.0)]:
+        angle = [math.pi / 2 * (1 - i / steps) for i in range(steps + 1)]
+        now = 1.0
+        for t, s in zip(angle, angle[1:], strict=False):
+            gain = math.cos(t) * tau**2 / (math.cos(t) ** 2 * tau**2 + math.sin(t) ** 2)
+            fresh = math.sin(s) * math.sqrt(
+                max(0.0, 1 - (math.cos(t) * math.sin(s) / (math.cos(s) * math.sin(t))) ** 2)
+            )
+            kept = math.sqrt(max(0.0, math.sin(s) ** 2 - fresh**2)) / math.sin(t)
+            now = (math.cos(s) * gain + kept * (1 - math.cos(t) * gain)) ** 2 * now + fresh**2
+        _same(answer(steps, tau), torch.tensor(now, dtype=torch.float64), f"steps = {steps}, tau = {tau}", 1e-8)

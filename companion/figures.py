@@ -102,7 +102,7 @@ def figure(rows=1, cols=1, width=7.0, height=3.0, **kw):
 
 def _margins(fig, rows, cols, width, height):
     """Leave the same room for labels in inches at every size, so that axes stand still from frame to frame."""
-    left, right, bottom, top, gap = 0.62, 0.12, 0.48, 0.3, (0.62, 0.72)
+    left, right, bottom, top, gap = 0.78, 0.12, 0.48, 0.3, (0.62, 0.72)
     fig.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     if cols > 1:
         fig.subplots_adjust(wspace=gap[0] * cols / (width - left - right - gap[0] * (cols - 1)))

@@ -42,6 +42,9 @@ SCHEDULES = {
 }
 
 
+NOT_PRESERVING = {"ve", "flow"}  # alpha² + sigma² is not 1
+
+
 @pytest.fixture(autouse=True)
 def _steady():
     torch.set_num_threads(1)

@@ -87,6 +87,18 @@ WRONG = {
     ],
     "2.5": [lambda snr, std: torch.log1p(snr * std**2), lambda snr, std: 0.5 * torch.log1p(snr * std)],
     "2.6": [Shifted(9.0), Shifted(1 / 3)],
+    "3.1": [lambda table: betas_of(table, 1.0), lambda table: betas_of(table, 1.0) * table],
+    "3.2": [lambda x, v, a, s: (a * x + s * v, s * x + a * v), lambda x, v, a, s: (a * x - s * v, s * x - a * v)],
+    "3.3": [lambda u, w: 0.5 * (torch.log(u / w) - 1 + w / u), lambda u, w: torch.log(w / u) - 1 + u / w],
+    "3.4": [
+        lambda a_s, s_s, a_t, s_t, tau: s_t**2 - (a_t / a_s) ** 2 * s_s**2,
+        lambda a_s, s_s, a_t, s_t, tau: (s_t**2 - (a_t / a_s) ** 2 * s_s**2) * s_s**2 / s_t**2,
+    ],
+    "3.5": [
+        lambda x, e, b, bar: (x - b / (1 - bar) * e) / (1 - b) ** 0.5,
+        lambda x, e, b, bar: (x - b**0.5 / (1 - bar) ** 0.5 * e) / (1 - b) ** 0.5,
+    ],
+    "3.6": [lambda n, tau: ddim_variance(n, tau), lambda n, tau: tau**2],
     "2.7": [lambda L: (1 + L) ** -0.5, lambda L: (1 + 2 * L) / (1 + L) ** 2],
 }
 
@@ -112,6 +124,13 @@ def test_wrong_answers_are_rejected(name):
     for wrong in WRONG[name]:
         with pytest.raises(AssertionError, match="off by"):
             check(name, wrong)
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+@pytest.mark.parametrize("nothing", [None, lambda *a: None, "half"], ids=["none", "empty", "text"])
+def test_no_answer_says_so(name, nothing):
+    with pytest.raises(AssertionError, match="no answer yet|has not the form"):
+        check(name, nothing)
 
 
 def test_unknown_exercise():

@@ -1,6 +1,7 @@
 """The spine on the front page: the chapters with questions, measured times and dependencies, and a live figure."""
 
 import html
+import math
 import pathlib
 import re
 import sys
@@ -70,7 +71,7 @@ class Spine(SphinxDirective):
             self.env.note_dependency(str(path))
             title = f'<a href="../notebooks/{entry["file"]}.html" data-chapter="{entry["file"]}">{title}</a>'
             seconds = running_seconds(self.env, path)
-            times = f"{reading_minutes(path):.0f} min" + (f", {seconds:.0f} s" if seconds else "")
+            times = f"{reading_minutes(path):.0f} min" + (f", {math.ceil(seconds / 10) * 10} s" if seconds else "")
         question = f'<br><span class="ledger-note">{html.escape(entry["question"])}</span>'
         needs, needed = (", ".join(map(str, entry[key])) or "–" for key in ("needs", "needed_by"))
         kind = "" if "file" in entry else ' class="planned"'

@@ -67,6 +67,7 @@ def environment(home):
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "TQDM_DISABLE": "1",
+            "COMPANION_QUICK": "1",  # live training is shortened; the site runs it in full
             "PYTHONNOUSERSITE": "1",
             "JUPYTER_PLATFORM_DIRS": "1",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
