@@ -7,6 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion import _checks as check
+from companion._image_mixture import ImageMixture
+
+__all__ = ["GaussianMixture", "ImageMixture", "swiss_roll"]
+ImageMixture.__module__ = "companion.toy"  # where it is found; it has a file of its own for its length
 
 
 class GaussianMixture:

@@ -41,6 +41,11 @@ def walk(sampler, ts=UP, **options):
 
 TABLE_OF_ERRORS = {
     "toy.GaussianMixture": (lambda: toy.GaussianMixture([0.5, 0.6], [[0.0], [1.0]], stds=1.0), ValueError, "weights"),
+    "toy.ImageMixture": (
+        lambda: toy.ImageMixture([[0.5]], torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 1, 2, 2), 0.1),
+        ValueError,
+        "weights must be",
+    ),
     "toy.swiss_roll": (lambda: toy.swiss_roll(0), ValueError, "n must be"),
     "schedules.Schedule": (lambda: S.Schedule().alpha(T), TypeError, "must define alpha"),
     "schedules.LinearVP": (lambda: S.LinearVP(0.0), ValueError, "beta_min"),
