@@ -43,7 +43,8 @@ def verify(label: str, lhs, rhs, *, atol=None, rtol=None, se=None, of=None, wron
         raise AssertionError(f"{label} fails: the sides differ by {found[0]:.3g}, the tolerance is {found[1]:.3g}")
     misses = {}
     for name, value in (wrong or {}).items():
-        misses[name] = float(_ratio(label, lhs, _numbers(f"wrong[{name!r}]", value), tolerance).max())
+        missed = float(_ratio(label, lhs, _numbers(f"wrong[{name!r}]", value), tolerance).max())
+        misses[name] = min(missed, 1e99)  # infinite is no number in JSON
         if not misses[name] >= MARGIN:
             raise AssertionError(
                 f"{label}: the check cannot tell the wrong version {name!r} from the right one: "

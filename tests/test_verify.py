@@ -77,6 +77,15 @@ def test_bad_arguments(arguments, error, message):
         verify(**arguments)
 
 
+def test_record_is_json_even_where_a_wrong_version_is_infinite(monkeypatch):
+    import companion.verify as module
+
+    kept = []
+    monkeypatch.setattr(module, "_show", kept.append)
+    verify("eq-a", 1.0, 1.0, atol=0.1, wrong={"infinite": float("inf"), "nan": float("nan"), "half": 0.0})
+    assert json.loads(json.dumps(kept[0], allow_nan=False))["wrong"]["infinite"] > 1e9
+
+
 def test_badge(monkeypatch):
     import IPython
     import IPython.display
