@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 PY := .venv/bin/python
 SITE := _build/html
+SOURCES := notebooks book companion _config.yml _toc.yml
 PORT ?= 8000
 JOBS ?= 2
 
@@ -37,6 +38,9 @@ book: setup execute site ## the site, in _build/html
 
 serve: ## the built site at http://localhost:8000 (PORT=… for another port)
 	@test -f $(SITE)/index.html || { echo "There is no site yet: run 'make book' first." >&2; exit 1; }
+	@test -z "$$(find $(SOURCES) \( -name '__pycache__' -o -name '.*' -o -path book/api -o -path book/_static/mathjax \) -prune \
+	  -o -type f -newer $(SITE)/index.html -print)" || \
+	  echo "This site is older than its sources: 'make book' builds it anew." >&2
 	@echo "http://localhost:$(PORT)  (Ctrl-C stops it)"
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 

@@ -13,7 +13,10 @@ def device() -> torch.device:
 
 def describe(device: torch.device) -> str:
     """The hardware in words: the GPU's name, or the number of CPU threads in use."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    count = torch.get_num_threads()
+    return f"CPU, {count} thread{'s' if count > 1 else ''}"
 
 
 _device = device  # the function, where an argument has its name

@@ -13,6 +13,7 @@ sys.path[:0] = [str(ROOT / "book" / "tools"), str(ROOT / "book" / "_ext")]
 import address
 import api
 import api_pages
+import book_site
 import chapters
 import check_site
 import equations
@@ -20,6 +21,7 @@ import execute
 import ledger
 import lint_notebooks
 import mathjax
+import model_cards
 import run_nbval
 import setup_cell
 
@@ -130,6 +132,8 @@ def add(*new):
 OUTPUT = [{"output_type": "display_data", "data": {"image/png": "AA=="}, "metadata": {}}]
 RESULT = [{"output_type": "execute_result", "data": {"text/plain": "1"}, "metadata": {}, "execution_count": None}]
 KEPT = {"metadata": {"tags": ["keep-output"]}}
+LONG = CHECK + "\n# one line" * 14
+FOLDED = {"metadata": {"tags": ["hide-input"]}}
 FAULTS = {
     "no blank line": (swap(2, "></a>\n\n", "></a>\n"), "expected a blank line"),
     "no tag": (swap(2, " \\tag{1.1}", ""), "expected \\tag{1.1}"),
@@ -159,6 +163,19 @@ FAULTS = {
     "metadata": (lambda book: book["metadata"].update(toc={}), "metadata"),
     "cell metadata": (put(3, "metadata", {"collapsed": True}), "cell metadata"),
     "cell id twice": (put(3, "id", "setup"), "used twice"),
+    "loose number": (add(cell("markdown", "m", "as (1.1) says")), "the number (1.1) is no link"),
+    "loose number between formulas": (add(cell("markdown", "m", "$a$ by (1.1) $b$")), "is no link"),
+    "loose number between links": (add(cell("markdown", "m", "[a](#eq-half), (1.1), [b](#eq-half)")), "is no link"),
+    "loose number in a solution": (
+        add(cell("markdown", "m", "<details><summary>Solution</summary>\n\n(1.1), twice.\n\n</details>")),
+        "is no link",
+    ),
+    "link to no equation": (add(cell("markdown", "m", "[(1.1)](../book/notation.md)")), "is no link"),
+    "long check unfolded": (put(3, "source", LONG), "without the tag hide-input"),
+    "short check folded": (put(3, "metadata", FOLDED["metadata"]), "more than 14 lines"),
+    "other cell folded": (add(cell("code", "c", "1\n" * 30, **FOLDED)), "more than 14 lines"),
+    "folded text": (add(cell("markdown", "m", "x", **FOLDED)), "more than 14 lines"),
+    "other tag": (add(cell("code", "c", "1", metadata={"tags": ["remove-input"]})), "tag 'remove-input'"),
 }
 
 
@@ -180,13 +197,46 @@ def test_a_step_of_a_numbered_equation_needs_no_id(root):
     assert list(lint_notebooks.faults(root)) == []
 
 
-def test_strip_mends_what_it_can(root):
+PROSE = """## The step (1.1)
+
+By [(1.1)](#eq-half) or [both (1.1) and (1.1)](01_small.ipynb#eq-half), $f(1.5) = 1$, `f(1.5)`,
+<a href="#eq-half">(1.1)</a>
+
+```python
+f(1.5)
+```"""
+
+
+def test_a_number_may_stand_in_a_link_a_heading_a_formula_and_code(root):
+    book = small()
+    add(cell("markdown", "m", PROSE))(book)
+    write(root, "01_small", book)
+    assert list(lint_notebooks.faults(root)) == []
+
+
+def test_fix_mends_what_it_can(root):
+    """Outputs, metadata, folds and an old set-up cell; a second time it changes nothing."""
     book = small()
     book["metadata"]["toc"] = {}
-    book["cells"][3].update(outputs=OUTPUT, execution_count=2, metadata={"collapsed": True})
+    book["cells"][1]["source"] = f"{address.MARK}: an older one\nimport companion"
+    book["cells"][1]["metadata"] = {"tags": ["hide-input"]}
+    book["cells"][3].update(outputs=OUTPUT, execution_count=2, metadata={"collapsed": True}, source=LONG)
     path = write(root, "01_small", book)
-    lint_notebooks.strip(path)
+    lint_notebooks.fix(path, "", "main")
     assert list(lint_notebooks.faults(root)) == []
+    assert [c["metadata"] for c in chapters.read(path)["cells"]] == [{}, {}, {}, FOLDED["metadata"]]
+    before = path.read_bytes()
+    lint_notebooks.fix(path, "", "main")
+    assert path.read_bytes() == before
+
+
+def test_fix_leaves_another_first_cell_to_its_author(root):
+    book = small()
+    book["cells"][1]["source"] = "1"
+    path = write(root, "01_small", book)
+    before = path.read_bytes()
+    lint_notebooks.fix(path, "", "main")
+    assert path.read_bytes() == before
 
 
 def test_stale_equation_numbers_are_found(root):
@@ -305,6 +355,84 @@ def test_ledger_reads_what_a_notebook_shows():
     record = {"id": "eq-a", "difference": 0.0}
     shown = {"output_type": "display_data", "data": {ledger.MIME: record, "text/plain": "ok"}}
     assert list(ledger.shown_checks({"cells": [{"outputs": [shown]}, {}]})) == [record]
+
+
+def test_ledger_knows_the_section_of_an_equation():
+    book = notebook(
+        cell("markdown", "a", f"# 1. A chapter\n\n## 1.1 The `half`\n\n{EQUATION}"),
+        cell("code", "b", "# no heading\n1"),
+        cell("markdown", "c", EQUATION.replace("half", "third") + "\n\n```\n# nor this\n```\n\n### On\n"),
+        cell("markdown", "d", EQUATION.replace("eq-half", "def-fourth")),
+    )
+    assert ledger.headings(book) == {"eq-half": "1.1 The half", "eq-third": "1.1 The half", "def-fourth": "On"}
+
+
+# the model cards
+
+
+CARD = {"name": "m", "parameters": 1200, "bytes": 2400, "sha256": "ab"}
+PARTS = {
+    "denoiser": (
+        {"net": {"class": "UNet"}, "schedule": {"class": "CosineVP"}, "kind": "v"},
+        "UNet, CosineVP, predicts v",
+    ),
+    "classifier": ({"net": {"class": "Classifier", "arguments": {}}}, "Classifier"),
+    "no schedule": ({"net": {"class": "Classifier"}, "schedule": None, "kind": None}, "Classifier"),
+    "pair": ([{"class": "Encoder"}, {"net": {"class": "Decoder"}}], "Encoder, Decoder"),
+    "nothing": (None, ""),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_card_of_any_model_has_its_rows(name):
+    model, expected = PARTS[name]
+    rows = "".join(model_cards.facts(CARD | {"model": model}))
+    assert f"<td>{expected}</td>" in rows and "1,200 in 0.0 MB" in rows and "None" not in rows
+
+
+def test_every_card_that_ships_is_rendered():
+    for path in model_cards.FOLDER.glob("*.json"):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        page = "".join(model_cards.facts(card)) + model_cards.measured(card["metrics"]) + model_cards.grid(card)
+        assert card["sha256"] in page and "None" not in page
+
+
+def test_measurements_with_gaps_are_rendered():
+    metrics = {"real": {"accuracy": 0.5, "distance": None}, "samples": {"accuracy": 0.25}, "none": None}
+    page = model_cards.measured(metrics)
+    assert "<td>0.5</td><td>0.25</td>" in page and "<td>–</td><td>–</td>" in page and "none" not in page
+    assert model_cards.measured(None) == model_cards.measured({}) == ""
+
+
+def test_a_card_shows_its_picture(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(model_cards.logger, "warning", lambda text, **_: said.append(text))
+    card = CARD | {"grid": "Sixteen <digits>"}
+    assert model_cards.grid(card, tmp_path) == "" and not said
+    (tmp_path / "m.png").write_bytes(b"picture")
+    shown = model_cards.grid(card, tmp_path)
+    assert (
+        'src="data:image/png;base64,cGljdHVyZQ=="' in shown and shown.count("Sixteen &lt;digits&gt;") == 2 and not said
+    )
+    model_cards.grid(CARD, tmp_path)
+    (tmp_path / "m.webp").write_bytes(b"x" * 200_001)
+    assert "data:image/webp" in model_cards.grid(card, tmp_path)
+    assert "no words" in said[0] and "200,001 bytes" in said[1] and len(said) == 2
+
+
+# what the search shows
+
+
+def test_sections_hold_their_own_text_and_no_more():
+    import docutils.core
+
+    text = "One\n===\n\nSome *plain* words.\n\nTwo\n---\n\n- a point\n- more\n\n::\n\n    code()\n"
+    text += "\n.. raw:: html\n\n    <b>raw</b>\n"
+    tree = docutils.core.publish_doctree(text, settings_overrides={"doctitle_xform": False})
+    assert list(book_site.sections(tree)) == [
+        ("one", "One", "Some plain words."),
+        ("two", "Two", "a point more code()"),
+    ]
 
 
 def test_names_lead_to_where_a_thing_is_defined():
@@ -428,8 +556,9 @@ def test_set_up_cell_without_address_installs_nothing(monkeypatch):
     source = setup_cell.cell("")
     assert "%pip" not in source and "git+" not in source
     monkeypatch.setitem(sys.modules, "companion", None)
-    with pytest.raises(ModuleNotFoundError, match="no public address"):
+    with pytest.raises(ModuleNotFoundError, match="no public address") as caught:
         exec(source.replace('error.name != "companion"', "False"), {})
+    assert f"this kernel runs, {sys.executable}." in str(caught.value)
 
 
 def test_set_up_cell_with_address_leaves_the_host_alone():

@@ -63,4 +63,6 @@ def test_refuses_other_inputs():
 
 def test_device_and_its_name():
     assert gpu.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert "threads" in gpu.describe(torch.device("cpu"))
+    assert gpu.describe(torch.device("cpu")) == "CPU, 1 thread"
+    torch.set_num_threads(2)
+    assert gpu.describe(torch.device("cpu")) == "CPU, 2 threads"

@@ -163,6 +163,39 @@ def test_the_package_has_floors_and_no_pins():
         assert re.fullmatch(r"[\w-]+>=[\d.]+", line), line
 
 
+def serve(folder):
+    """What `make serve` says in a folder, with a server that ends at once."""
+    command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "serve", "PY=true"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_serve_says_when_the_site_is_stale(tmp_path):
+    for name in (
+        "notebooks/01_x.ipynb",
+        "book/index.md",
+        "book/api/a.md",
+        "companion/toy.py",
+        "_config.yml",
+        "_toc.yml",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9, 1e9))
+    assert serve(tmp_path).returncode != 0, "there is nothing to serve yet"
+    page = tmp_path / "_build" / "html" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    os.utime(page, (2e9, 2e9))
+    fresh = serve(tmp_path)
+    assert fresh.returncode == 0 and "older" not in fresh.stderr and "http://localhost:8000" in fresh.stdout
+    os.utime(tmp_path / "book/api/a.md", (3e9, 3e9))  # written by the build
+    assert "older" not in serve(tmp_path).stderr
+    os.utime(tmp_path / "companion/toy.py", (3e9, 3e9))
+    stale = serve(tmp_path)
+    assert stale.returncode == 0 and stale.stderr.count("\n") == 1 and "older than its sources" in stale.stderr
+
+
 def extras_in(source):
     return [set(found.split(",")) for found in re.findall(r"-e '?\.\[([\w,]+)\]", source)]
 

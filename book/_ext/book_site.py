@@ -1,4 +1,8 @@
-"""Small matters of the site: buttons that need an address, and display mathematics exactly as a chapter wrote it."""
+"""Small matters of the site: buttons that need an address, display mathematics exactly as a chapter wrote it, and the
+pages' text by sections, so that the search can say where in a page it found something."""
+
+import json
+import pathlib
 
 from docutils import nodes
 from sphinx.transforms import SphinxTransform
@@ -38,10 +42,69 @@ class DisplayAsWritten(SphinxTransform):
                 node.children = [nodes.Text(rf"\[{node.astext().strip()}\]")]
 
 
+def words(node):
+    """Yield the texts of a section that a reader would search: not its subsections, mathematics and outputs."""
+    for child in node.children:
+        if isinstance(child, nodes.Text | nodes.literal):
+            yield child.astext()
+        elif isinstance(child, nodes.literal_block):
+            yield child.astext() + " "
+        elif isinstance(child, nodes.math):
+            yield "…"
+        elif not isinstance(child, nodes.section | nodes.title | nodes.raw | nodes.math_block | nodes.Invisible):
+            if child.get("nb_element") != "cell_code_output":
+                yield "".join(words(child)) + ("" if isinstance(child, nodes.Inline) else " ")
+
+
+def sections(doctree):
+    """Yield (id, title, text) for every section of a page."""
+    for section in doctree.findall(nodes.section):
+        title = section.next_node(nodes.title)
+        text = " ".join("".join(words(section)).split())
+        yield section["ids"][0], title.astext() if title else "", text
+
+
+def collect_sections(app, doctree):
+    """Keep a page's sections; env.book_sections is {page: [[id, title, text], …]}."""
+    if not hasattr(app.env, "book_sections"):
+        app.env.book_sections = {}
+    app.env.book_sections[app.env.docname] = [list(found) for found in sections(doctree)]
+
+
+def write_sections(app, env):
+    """Write them as a script, which a page read from a file may load where it may not fetch."""
+    folder = pathlib.Path(app.outdir) / "_static"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: rows for name, rows in sorted(env.book_sections.items()) if name in env.found_docs}
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    (folder / "sections.js").write_text(f"const BOOK_SECTIONS = {text};\n", encoding="utf-8")
+
+
+def load_sections(app, pagename, templatename, context, doctree):
+    """Only the search page needs them."""
+    if pagename == "search":
+        app.add_js_file("sections.js")
+
+
+def write_sources(app, error):
+    """Beside every page's source the same as a script: how a page read from a file can save it (book.js)."""
+    if error or app.builder.format != "html":
+        return
+    for source in sorted((pathlib.Path(app.outdir) / "_sources").rglob("*")):
+        if source.is_file() and source.suffix != ".js":
+            text = json.dumps(source.read_text(encoding="utf-8"))
+            script = source.with_name(f"{source.name}.js")
+            script.write_text(f"saveSource({json.dumps(source.name)}, {text});\n", encoding="utf-8")
+
+
 def setup(app):
     app.add_config_value("comments_config", {}, "html")  # Jupyter Book sets it whether or not comments are wanted
     # before the theme reads its options
     app.connect("config-inited", use_address, priority=1)
     app.connect("config-inited", use_comments)
     app.add_transform(DisplayAsWritten)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("doctree-read", collect_sections)
+    app.connect("env-updated", write_sections)
+    app.connect("html-page-context", load_sections)
+    app.connect("build-finished", write_sources)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -21,6 +21,7 @@ import chapters
 
 logger = logging.getLogger(__name__)
 MIME = "application/vnd.companion.check+json"
+PLACE = re.compile(r"^ {0,3}#{1,6} (?P<heading>[^\n]+)|<a id=\"(?P<id>(?:eq|def)-[\w-]+)\">", re.M)
 API = re.compile(r'<code class="companion-api" data-api="([\w.]+)">.*?</code>', re.S)
 
 
@@ -50,12 +51,29 @@ def gaps(equations, checks):
         yield f"verify ran for {name}, which is no labelled equation of the chapter"
 
 
+def headings(notebook):
+    """Equation id -> title of the section that the equation stands in."""
+    found, title = {}, ""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            for match in PLACE.finditer(chapters.prose(cell["source"])):
+                if match["heading"]:
+                    # from the source itself, for prose() has taken the code out
+                    title = re.sub(r"[`*$]", "", cell["source"][slice(*match.span("heading"))]).strip()
+                else:
+                    found[match["id"]] = title
+    return found
+
+
 def collect(app, env):
     """Read the executed chapters once all pages are read: env.ledger is a list of (docname, equations, checks)."""
+    env.ledger_headings = {}
     env.ledger = []
     cache = get_cache(env.mystnb_config.execution_cache_path)
     for docname in sorted(d for d in env.found_docs if re.match(r"notebooks/\d\d_", d)):
-        equations = list(chapters.equations(chapters.read(env.doc2path(docname))))
+        source = chapters.read(env.doc2path(docname))
+        equations = list(chapters.equations(source))
+        env.ledger_headings |= headings(source)
         notebook = executed(cache, env.doc2path(docname))
         checks = list(shown_checks(notebook)) if notebook else []
         for gap in gaps(equations, checks):
@@ -146,15 +164,17 @@ def rows(app, docname, common):
         title = f'<a href="{uri}">{html.escape(chapter_title(app, chapter))}</a>'
         yield f'<tr class="ledger-chapter"><th colspan="5" scope="rowgroup">{title}</th></tr>'
         for equation in equations:
-            words = html.escape(equation.id.split("-", 1)[1].replace("-", " "))
             link = f'<a href="{uri}#{equation.id}">({html.escape(equation.number)})</a>'
-            link = with_note(link, words)
+            link = with_note(link, html.escape(app.env.ledger_headings.get(equation.id, "")))
+            row = f'<tr id="{equation.id}">'
             if equation.id.startswith("def-"):
-                yield f'<tr><td>{link}</td><td colspan="4" class="ledger-note">a definition; nothing to check</td></tr>'
+                note = '<td colspan="4" class="ledger-note">a definition; nothing to check</td>'
+                yield f"{row}<td>{link}</td>{note}</tr>"
             for check in checks:
                 if check["id"] == equation.id:
                     cells = "".join(f"<td>{cell}</td>" for cell in check_cells(app, docname, check, common))
-                    yield f"<tr><td>{link}</td>{cells}</tr>"
+                    yield f"{row}<td>{link}</td>{cells}</tr>"
+                    row = "<tr>"
 
 
 def table(app, docname):

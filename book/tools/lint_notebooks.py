@@ -1,10 +1,11 @@
 """Check the chapters' sources: equations and their checks, links, set-up cell, alternative texts, nothing stored.
 
 `python book/tools/lint_notebooks.py` prints one line a fault, with file and cell; `--fix` first strips outputs,
-counts and metadata that do not belong in a stored notebook.
+counts and metadata that do not belong in a stored notebook, folds long checks and writes the set-up cell anew.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import pathlib
@@ -20,6 +21,16 @@ ANCHOR = re.compile(r'<a id="([^"]*)">')
 LINK_TO_EQUATION = re.compile(r"\]\([^)\s]*#(?:eq|def)-[\w-]+\)")
 MYST = re.compile(r"^\s*:::|^\s*```\{|\{[\w:+-]+\}`|^\([\w-]+\)=\s*$", re.M)
 BARE_ENVIRONMENT = re.compile(r"\\begin\{(?:align|equation|gather|multline)\*?\}")
+NUMBER = re.compile(r"\([1-9]\d?\.[1-9]\d?\)")
+# where an equation's number may stand, or what looks like one
+NOT_PROSE = re.compile(
+    r"\$\$.+?\$\$|(?<!\\)\$[^$]+?\$"  # mathematics
+    r"|!?\[[^\]]*\]\([^)\s]*#[\w-]+\)|<a\s[^>]*href=.*?</a>"  # links
+    r"|^ {0,3}#{1,6} [^\n]*",  # headings
+    re.S | re.M,
+)
+FOLD, KEEP = "hide-input", "keep-output"
+LONG = 14  # lines of a check that a page shows unfolded
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
@@ -94,6 +105,33 @@ def portability(notebook):
                 yield index, "a picture without alternative text"
 
 
+def loose_numbers(notebook):
+    """Yield (cell, fault) about equation numbers that a reader cannot follow."""
+    for index, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "markdown":
+            for number in NUMBER.findall(NOT_PROSE.sub(" ", chapters.prose(cell["source"]))):
+                yield index, f"the number {number} is no link: write [{number}](#eq-…), or NN_chapter.ipynb#eq-…"
+
+
+def long_checks(notebook):
+    """Indices of the cells that check an equation in so many lines that a page folds them."""
+    checking = {call.cell for call in chapters.calls(notebook, "verify")}
+    return {index for index in checking if len(notebook["cells"][index]["source"].splitlines()) > LONG}
+
+
+def tags(notebook):
+    """Yield (cell, fault) about folded and unfolded cells, and tags that mean nothing here."""
+    folded = long_checks(notebook)
+    for index, cell in enumerate(notebook["cells"]):
+        found = cell["metadata"].get("tags", [])
+        if index in folded and FOLD not in found:
+            yield index, f"a check of more than {LONG} lines without the tag {FOLD} (--fix adds it)"
+        if index not in folded and FOLD in found:
+            yield index, f"the tag {FOLD} is for checks of more than {LONG} lines (--fix removes it)"
+        for tag in sorted(set(found) - {FOLD, KEEP}):
+            yield index, f"tag {tag!r}: only {FOLD} and {KEEP} are used"
+
+
 def plain(metadata):
     """A notebook's metadata, whatever the kernel calls itself."""
     kernel = metadata.get("kernelspec", {}) | {"display_name": KERNEL["display_name"]}
@@ -101,7 +139,7 @@ def plain(metadata):
 
 
 def kept(cell):
-    return "keep-output" in cell["metadata"].get("tags", [])
+    return KEEP in cell["metadata"].get("tags", [])
 
 
 def stored(notebook):
@@ -173,21 +211,39 @@ def faults(root=chapters.ROOT):
             checks(notebook),
             figures(notebook),
             portability(notebook),
+            loose_numbers(notebook),
+            tags(notebook),
             unique(anchors(notebook), seen, path),
         ):
             where = f"notebooks/{path.name}" + ("" if index is None else f", cell {index}")
             yield f"{where}: {fault}"
 
 
-def strip(path):
-    """Take out of a stored notebook what does not belong in it."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+def strip(notebook):
+    """Take out of a stored notebook what does not belong in it, in place."""
     if plain(notebook["metadata"]) != METADATA:
         notebook["metadata"] = METADATA
     for cell in notebook["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
         if cell["cell_type"] == "code" and not kept(cell):
             cell["outputs"], cell["execution_count"] = [], None
+
+
+def fold(notebook, folded):
+    """Tag the cells with the given indices to be folded on a page, and no others, in place."""
+    for index, cell in enumerate(notebook["cells"]):
+        found = [tag for tag in cell["metadata"].pop("tags", []) if tag != FOLD] + [FOLD] * (index in folded)
+        if found:
+            cell["metadata"]["tags"] = found
+
+
+def fix(path, url, branch):
+    """Mend in a stored notebook what needs no thought: outputs, metadata, folds, set-up cell and Colab line."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    strip(notebook)
+    fold(notebook, long_checks(chapters.read(path)))
+    with contextlib.suppress(ValueError):  # the first code cell is something else: the lint says so
+        address.apply(notebook, path.name, url, branch)
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -198,7 +254,7 @@ def main():
     options = parser.parse_args()
     if options.fix:
         for path in chapters.paths(options.root):
-            strip(path)
+            fix(path, *address.current(options.root))
     found = list(faults(options.root))
     print("\n".join(found) or f"{len(chapters.paths(options.root))} chapters: no fault found")
     return bool(found)

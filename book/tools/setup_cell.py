@@ -10,9 +10,12 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "companion":
         raise
+    import sys
+
     raise ModuleNotFoundError(
-        "The package `companion` is not installed. In a clone of the book's repository run `pip install .` "
-        "(or `make setup`), restart the kernel, and run this cell again. The cell does not fetch it by itself: "
+        f"The package `companion` is not installed for the Python that this kernel runs, {sys.executable}. "
+        f"In a clone of the book's repository run `{sys.executable} -m pip install .` (or `make setup`, and choose "
+        "the kernel of its .venv), restart the kernel, and run this cell again. The cell does not fetch it by itself: "
         "the book has no public address yet, and code should not be installed from an address that nobody owns."
     ) from None
 
