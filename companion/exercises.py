@@ -95,7 +95,7 @@ def _1_4(answer):
 
 
 def _1_5(answer):
-    """The variance that N DDIM steps leave of N(0, s²) data, from N(0, 1) noise, on the quarter circle."""
+    """The variance that N DDIM steps leave of N(0, τ²) data, from N(0, 1) noise, on the quarter circle."""
     for steps, std in [(1, 0.5), (2, 0.5), (10, 0.5), (25, 2.0)]:
         angle = [math.pi / 2 * (1 - i / steps) for i in range(steps + 1)]
         now = 1.0
@@ -208,7 +208,7 @@ def _3_3(answer):
     """The divergence between two centred Gaussians, by the library of distributions."""
     u, w = _grid(0.1, 3.0), _grid(2.0, 0.3)
     p, q = (torch.distributions.Normal(torch.zeros_like(v), v.sqrt()) for v in (u, w))
-    _same(answer(u, w), torch.distributions.kl_divergence(p, q), "u from 0.1 to 3, w from 2 to 0.3", 1e-9)
+    _same(answer(u, w), torch.distributions.kl_divergence(p, q), "V from 0.1 to 3, V' from 2 to 0.3", 1e-9)
 
 
 def _3_4(answer):
