@@ -5,6 +5,7 @@ Every function takes points as rows; flatten images first (``images.flatten(1)``
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from companion import _checks as check
 
-__all__ = ["median_distance", "mmd", "sliced_wasserstein", "two_sample_test"]
+__all__ = [
+    "PrecisionRecall",
+    "frechet_distance",
+    "median_distance",
+    "mmd",
+    "precision_recall",
+    "sliced_wasserstein",
+    "two_sample_test",
+]
 
 ROWS = 1024  # rows of the kernel matrix, or directions, at a time: bounds the memory
 
@@ -118,18 +127,79 @@ def two_sample_test(
     return float((values >= values[0] - slack).double().mean())
 
 
-def _points(x: Tensor, y: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
+def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """Return the squared Fréchet distance between the Gaussians fitted to two sets of features.
+
+    This is |μx - μy|² + tr(Cx + Cy - 2 (Cx Cy)^{1/2}), the square of the 2-Wasserstein distance between the Gaussians
+    with the sets' means and unbiased covariances; with Inception's features it is the FID. The estimate is too large on
+    average, by about a multiple of 1/n + 1/m: compare equal numbers of samples, state them, and give the value between
+    two sets of real images beside. Fewer samples than dimensions are allowed, and there the bias is large.
+    x is (n, d) and y is (m, d), of one floating dtype and on one device; the result is a scalar in float64, in squared
+    units of x. Raises TypeError for a dtype that is not floating point, ValueError for wrong shapes, fewer than two
+    points, or values that are not finite. Source: Dowson & Landau 1982; Heusel et al. 2017.
+    """
+    x, y = (points.double() for points in _points(x, y, least=2))
+    # C = RᵀR from the triangular factor of the centred points. The eigenvalues of Cx Cy are then the squares of the
+    # singular values of Rx Ryᵀ: no covariance is formed, and none of its small eigenvalues is lost under the root.
+    rx, ry = (torch.linalg.qr(points - points.mean(0), mode="r").R / (len(points) - 1) ** 0.5 for points in (x, y))
+    cross = torch.linalg.svdvals(rx @ ry.T).sum()
+    spread = rx.square().sum() + ry.square().sum() - 2 * cross
+    return (x.mean(0) - y.mean(0)).square().sum() + spread.clamp_min(0)
+
+
+class PrecisionRecall(NamedTuple):
+    """The share of samples that lie among the real points, and of real points that lie among the samples."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 3) -> PrecisionRecall:
+    """Return how many samples look real, and how much of the real points the samples cover.
+
+    A set's region is the union of balls round its points, each as far as the point's k-th nearest other point of the
+    set, boundary included. Precision is the share of ``fake`` in the region of ``real``, recall the share of ``real``
+    in the region of ``fake``. Both depend on n, m and k: state them, and compare equal numbers.
+    real is (n, d) and fake is (m, d), of one floating dtype and on one device, n and m above k; memory grows with
+    n + m, time with their product. Raises TypeError for a dtype that is not floating point, ValueError for wrong
+    shapes, too few points, values that are not finite, or k < 1. Source: Kynkäänniemi et al. 2019.
+    """
+    check.positive_int("k", k)
+    real, fake = _points(real, fake, least=k + 1, names=("real", "fake"))
+    real_reach, fake_reach = _reach(real, k), _reach(fake, k)
+    fake_is_in, real_is_in = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for part, reach in zip(fake.split(ROWS), fake_reach.split(ROWS), strict=True):
+        distances = _distances(part, real)
+        fake_is_in.append((distances <= real_reach).any(1))
+        real_is_in |= (distances <= reach[:, None]).any(0)
+    return PrecisionRecall(*(found.double().mean().item() for found in (torch.cat(fake_is_in), real_is_in)))
+
+
+def _reach(points: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
+    """Return each point's distance to its k-th nearest other point: one place further on, for the nearest is itself."""
+    parts = points.split(ROWS)
+    return torch.cat([_distances(part, points).topk(k + 1, dim=1, largest=False).values[:, k] for part in parts])
+
+
+def _distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """Return all distances from sums of squared differences: equal points are at 0, and rounding never moves a tie."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _points(x: Tensor, y: Tensor, least: int = 1, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
     """Check two sets of points, and return them in at least float32."""
-    for name, points in (("x", x), ("y", y)):
+    for name, points in zip(names, (x, y), strict=True):
         check.floating(name, points)
         if points.ndim != 2 or len(points) < least or points.shape[1] < 1:
             need = f"(points, dimensions), at least ({least}, 1); flatten images"
             raise ValueError(f"{name} must have shape {need}; got {tuple(points.shape)}")
         check.finite(name, points)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have the same number of dimensions; got {x.shape[1]} and {y.shape[1]}")
+        raise ValueError(
+            f"{' and '.join(names)} must have the same number of dimensions; got {x.shape[1]} and {y.shape[1]}"
+        )
     if (x.dtype, x.device) != (y.dtype, y.device):
-        raise ValueError(f"y must be {x.dtype} on {x.device}, as x is; got {y.dtype} on {y.device}")
+        raise ValueError(f"{names[1]} must be {x.dtype} on {x.device}, as {names[0]} is; got {y.dtype} on {y.device}")
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.to(dtype), y.to(dtype)
 

@@ -19,15 +19,19 @@ def names() -> list[str]:
 
 
 def card(name: str) -> dict:
-    """A model's card: recipe, data, seed, steps, hardware, wall time, metrics, sha256. Raises ValueError if unknown."""
+    """A model's card: recipe, data, seed, steps, hardware, wall time, metrics, sha256. Raises ValueError if unknown.
+
+    Where it has ``grid``, this is the text that stands for a sample picture, ``NAME.webp`` beside the weights.
+    """
     check.one_of("name", name, names())
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def load(name: str, *, device=None) -> Denoiser:
-    """A shipped model as a ``Denoiser`` in evaluation mode, float32, on the given device (default: the CPU).
+def load(name: str, *, device=None) -> Denoiser | torch.nn.Module:
+    """A shipped model in evaluation mode, float32, on the given device (default: the CPU).
 
-    Raises ValueError for an unknown name and RuntimeError when the weights are not those the card names.
+    It is a ``Denoiser``, or the bare network where its card names no schedule. Raises ValueError for an unknown name
+    and RuntimeError when the weights are not those the card names.
     """
     from safetensors.torch import load as from_bytes
 
@@ -37,14 +41,20 @@ def load(name: str, *, device=None) -> Denoiser:
     if found != about["sha256"]:
         raise RuntimeError(f"{name}.safetensors has sha256 {found}, its card says {about['sha256']}: install again")
     model = build(about["model"])
-    model.net.load_state_dict({key: value.float() for key, value in from_bytes(stored).items()})
+    net = model.net if isinstance(model, Denoiser) else model
+    net.load_state_dict({key: value.float() for key, value in from_bytes(stored).items()})
     return model.float().eval().requires_grad_(False).to(device or "cpu")
 
 
-def build(model: dict) -> Denoiser:
-    """An untrained ``Denoiser`` from a card's description of it: net, schedule, kind; ValueError for an unknown net."""
+def build(model: dict) -> Denoiser | torch.nn.Module:
+    """An untrained ``Denoiser`` from a card's description of it: net, schedule, kind; ValueError for an unknown net.
+
+    Without a schedule it is the bare network: a classifier, say.
+    """
     check.one_of("net", model["net"]["class"], nets.__all__)
     net = getattr(nets, model["net"]["class"])(**model["net"]["arguments"])
+    if "schedule" not in model:
+        return net
     schedule = getattr(schedules, model["schedule"]["class"])(**model["schedule"]["arguments"])
     return Denoiser(net, schedule, model["kind"])
 

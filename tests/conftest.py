@@ -34,6 +34,7 @@ SCHEDULES = {
     "linear": S.LinearVP(),
     "cosine": S.CosineVP(),
     "circle": S.CosineVP(0.0),
+    "log-snr": S.LinearLogSNR(),
     "table-linear": S.DiscreteVP.linear(),
     "table-cosine": S.DiscreteVP.cosine(),
     "zero-snr": S.rescale_zero_terminal_snr(S.DiscreteVP.linear()),

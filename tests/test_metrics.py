@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from companion import metrics
-from companion.metrics import median_distance, mmd, sliced_wasserstein, two_sample_test
+from companion.metrics import (
+    frechet_distance,
+    median_distance,
+    mmd,
+    precision_recall,
+    sliced_wasserstein,
+    two_sample_test,
+)
 
 
 def seeded(seed):
@@ -221,6 +228,149 @@ def test_bandwidth_is_the_median_distance():
     assert float(median_distance(line[:1000], line[:1])) == float(median_distance(line[:1], line[:1000]))
 
 
+# ---- Fréchet distance
+
+
+def fitted(n, mean, root, seed):
+    """n points whose mean is ``mean`` and whose unbiased covariance is root rootᵀ, both to rounding."""
+    raw = normal(n, len(root), seed=seed)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(raw.T.cov()), (raw - raw.mean(0)).T, upper=False)
+    return mean + (root @ white).T
+
+
+def rotation(d, seed):
+    return torch.linalg.qr(normal(d, d, seed=seed)).Q
+
+
+def test_frechet_distance_of_commuting_covariances():
+    """With common axes the Gaussians part into one-dimensional ones: |m|² + the sum of (a - b)²."""
+    q, mean = rotation(5, 0), normal(5, seed=1)
+    a, b = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1]).double(), torch.tensor([1.0, 2.5, 1.0, 4.0, 0.2]).double()
+    x, y = fitted(40, 0 * mean, q * a, seed=2), fitted(31, mean, q * b, seed=3)
+    exact = float(mean.square().sum() + (a - b).square().sum())
+    found = frechet_distance(x, y)
+    assert float(found) == pytest.approx(exact, rel=1e-12) and found.dtype == torch.float64
+    x, y = x[:, :1], 3 * y[:, 1:2] + 7  # one dimension
+    exact = (x.mean() - y.mean()) ** 2 + (x.std() - y.std()) ** 2
+    assert float(frechet_distance(x, y)) == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_frechet_distance_agrees_with_scipy_and_rejects_mistakes():
+    from scipy.linalg import sqrtm
+
+    n, m, d = 60, 45, 6
+    x, y = normal(n, d, seed=0) @ normal(d, d, seed=1), normal(m, d, seed=2) @ normal(d, d, seed=3) + 0.7
+    mean = float((x.mean(0) - y.mean(0)).square().sum())
+    cx, cy = np.cov(x.numpy().T), np.cov(y.numpy().T)
+    product = np.trace(sqrtm(cx @ cy)).real
+    exact = mean + np.trace(cx + cy) - 2 * product
+    found = float(frechet_distance(x, y))
+    assert found == pytest.approx(exact, rel=1e-10)
+    wrong_versions = {
+        "the 2 forgotten": mean + np.trace(cx + cy) - product,
+        "no root": mean + np.trace(cx + cy) - 2 * np.trace(cx @ cy),
+        "the roots' product": mean + np.trace(cx + cy) - 2 * np.trace(sqrtm(cx) @ sqrtm(cy)).real,
+        "roots for covariances": mean + np.trace(sqrtm(cx) + sqrtm(cy) - 2 * sqrtm(sqrtm(cx) @ sqrtm(cy))).real,
+        "divided by n": mean + np.trace(cx) * (n - 1) / n + np.trace(cy) * (m - 1) / m
+        - 2 * product * math.sqrt((n - 1) * (m - 1) / (n * m)),
+        "the means' distance not squared": exact - mean + math.sqrt(mean),
+        "the root of it all": math.sqrt(exact),
+    }  # fmt: skip
+    for name, value in wrong_versions.items():
+        assert abs(value - exact) > 1e-3 * exact, name
+
+
+def test_frechet_distance_has_the_symmetries_of_a_squared_distance():
+    x, y, q = normal(30, 4, seed=0), normal(40, 4, seed=1) * torch.tensor([1.0, 2, 3, 4]) + 1, rotation(4, 2)
+    whole = float(frechet_distance(x, y))
+    assert float(frechet_distance(y, x)) == pytest.approx(whole, rel=1e-12)
+    assert float(frechet_distance(x @ q + 5, y @ q + 5)) == pytest.approx(whole, rel=1e-10)
+    assert float(frechet_distance(3 * x, 3 * y)) == pytest.approx(9 * whole, rel=1e-12)
+    assert 0 <= float(frechet_distance(x, x.flip(0))) < 1e-12
+    assert float(frechet_distance(x, x + 2)) == pytest.approx(16, rel=1e-12)
+    far = [(points + 1000).float() for points in (x, y)]
+    assert float(frechet_distance(*far)) == pytest.approx(
+        float(frechet_distance(*(p.double() for p in far))), rel=1e-12
+    )
+
+
+def test_frechet_distance_of_degenerate_sets_is_exact():
+    """Square roots of eigenvalues that are zero but for rounding would cost half of the digits here."""
+    d = 50
+    a, b = rotation(d, 0)[:2]
+    s, t = normal(20, seed=1), 2 * normal(30, seed=2) + 1
+    one, other = (s.mean(), s.std()), (t.mean(), t.std())
+    same_line = (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2
+    assert float(frechet_distance(s[:, None] * a, t[:, None] * a)) == pytest.approx(float(same_line), rel=1e-12)
+    across = sum(part**2 for part in (*one, *other))
+    assert float(frechet_distance(s[:, None] * a, t[:, None] * b)) == pytest.approx(float(across), rel=1e-12)
+    points = torch.ones(3, d).double()
+    assert float(frechet_distance(points, 3 * points)) == pytest.approx(4 * d, rel=1e-12)
+    few = normal(5, d, seed=3)
+    assert 0 <= float(frechet_distance(few, few)) < 1e-12
+
+
+def test_frechet_distance_of_finite_sets_is_too_large_by_a_known_amount():
+    """To first order in 1/n, for two sets from N(0, I): d for the means and d(d + 1)/4 for the covariances."""
+    n, m, d = 1500, 1000, 3
+    found = [frechet_distance(normal(n, d, seed=s), normal(m, d, seed=9000 + s)) for s in range(150)]
+    bias = (1 / n + 1 / m) * (d + d * (d + 1) / 4)
+    assert right(found, bias) and wrong(found, 0)
+    assert not right(found, 0.8 * bias) and not right(found, 1.25 * bias)
+
+
+# ---- precision and recall
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(60, 45, 3), (45, 60, 1), (90, 90, 6)])
+def test_precision_and_recall_agree_with_scikit_learn(n, m, k, monkeypatch):
+    from scipy.spatial.distance import cdist
+    from sklearn.neighbors import NearestNeighbors
+
+    real, fake = normal(n, 3, seed=n), 0.8 * normal(m, 3, seed=100 + m) + 1
+
+    def covered(points, reference, k):
+        reach = NearestNeighbors(n_neighbors=k).fit(reference).kneighbors()[0][:, -1]  # without arguments: not itself
+        return (cdist(points, reference) <= reach).any(1).mean()
+
+    expected = covered(fake, real, k), covered(real, fake, k)
+    assert precision_recall(real, fake, k=k) == pytest.approx(expected, rel=1e-12) and 0.2 < min(expected) < 0.95
+    assert precision_recall(fake, real, k=k) == pytest.approx(expected[::-1], rel=1e-12)
+    assert expected[0] != covered(fake, real, k + 1) and expected[1] != covered(real, fake, k + 1)
+    monkeypatch.setattr(metrics, "ROWS", 16)
+    assert precision_recall(real, fake, k=k) == pytest.approx(expected, rel=1e-12)
+    far = [(points + 100).float() for points in (real, fake)]
+    assert precision_recall(*far, k=k) == pytest.approx(expected, abs=0.03)
+
+
+def test_precision_by_hand_on_a_line():
+    """0, 1, 3 and 7 reach 1, 1, 2 and 4 to their nearest neighbour: their region is [-1, 11], with its ends."""
+    real, fake = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([[-1.5], [-1.0], [11.0], [11.5]])
+    assert precision_recall(real, fake, k=1) == (0.5, 0.0)  # 0 if a point were its own nearest neighbour
+    assert precision_recall(real, fake, k=2) == (1.0, 1.0)  # they reach 3, 2, 3 and 6: the region is [-3, 13]
+    assert precision_recall(fake, real, k=1) == (0.0, 0.5)
+
+
+def test_precision_and_recall_of_equal_distinct_and_missing_modes():
+    left, right_, more = normal(400, 2, seed=0), normal(400, 2, seed=1) + 50, normal(800, 2, seed=2)
+    both = torch.cat([left, right_])
+    assert precision_recall(both, both.flip(0)) == (1.0, 1.0)
+    assert precision_recall(left, right_) == (0.0, 0.0)
+    dropped = precision_recall(both, more)  # the model never draws the right-hand mode
+    assert dropped.precision > 0.95 and 0.45 < dropped.recall < 0.5
+    invented = precision_recall(more, both)
+    assert 0.45 < invented.precision < 0.5 and invented.recall > 0.95
+    assert all(isinstance(share, float) for share in dropped)
+
+
+def test_precision_of_repeated_points_does_not_hang_on_rounding():
+    """Where a point occurs more than k times its ball is the point itself, which a copy must still meet."""
+    point = normal(1, 64, seed=0).float() + 1000
+    copies = point.repeat(9, 1)
+    assert precision_recall(copies, copies[:5]) == (1.0, 1.0)
+    assert precision_recall(copies, copies[:5] + 1e-3) == (0.0, 0.0)
+
+
 # ---- the permutation test
 
 
@@ -272,7 +422,7 @@ def test_p_value_counts_the_observed_labelling_and_ties():
 GOOD = torch.zeros(3, 2) + torch.arange(3.0)[:, None]
 
 
-@pytest.mark.parametrize("function", [sliced_wasserstein, mmd, median_distance, two_sample_test])
+@pytest.mark.parametrize("function", [sliced_wasserstein, mmd, median_distance, two_sample_test, frechet_distance])
 @pytest.mark.parametrize(
     ("x", "y", "error", "says"),
     [
@@ -315,3 +465,17 @@ def test_bad_options_are_named():
         two_sample_test(GOOD, GOOD, permutations=0)
     with pytest.raises(ValueError, match="statistic must be finite"):
         two_sample_test(GOOD, GOOD, lambda a, b: torch.tensor(math.nan))
+    with pytest.raises(ValueError, match=r"y must have shape .* at least \(2, 1\)"):
+        frechet_distance(GOOD, GOOD[:1])
+    with pytest.raises(ValueError, match="k must be an integer above 0"):
+        precision_recall(GOOD, GOOD, k=0)
+    with pytest.raises(ValueError, match=r"real must have shape .* at least \(4, 1\)"):
+        precision_recall(GOOD, GOOD)
+    with pytest.raises(ValueError, match=r"fake must have shape .* at least \(3, 1\)"):
+        precision_recall(GOOD, GOOD[:2], k=2)
+    with pytest.raises(ValueError, match="fake must be finite"):
+        precision_recall(GOOD, GOOD / 0, k=2)
+    with pytest.raises((ValueError, TypeError), match="real and fake must have the same number|type"):
+        precision_recall(GOOD, GOOD[:, :1], k=2)
+    with pytest.raises(ValueError, match="fake must be torch.float32 on cpu, as real is"):
+        precision_recall(GOOD, GOOD.double(), k=2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import NOT_PRESERVING, SCHEDULES, between, inside, refuses
 
+from companion import losses
 from companion import schedules as S
 
 
@@ -15,7 +16,7 @@ def test_ends_and_monotony(schedule):
     assert (alpha[1:] <= alpha[:-1]).all() and (sigma[1:] >= sigma[:-1]).all()
     ratio = sigma / alpha
     assert (ratio[1:] > ratio[:-1]).all()
-    assert alpha[0] == 1
+    assert alpha[0] == (1 if schedule is not SCHEDULES["log-snr"] else pytest.approx(1, abs=1e-6))
     if schedule not in [SCHEDULES[name] for name in NOT_PRESERVING]:
         torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t), atol=1e-14, rtol=0)
 
@@ -32,6 +33,19 @@ def test_log_snr_and_its_inverse(schedule):
     torch.testing.assert_close(schedule.log_snr(t), torch.log(schedule.alpha(t) ** 2 / schedule.sigma(t) ** 2))
     torch.testing.assert_close(schedule.time_of(schedule.half_log_snr(t)), t, atol=1e-9, rtol=1e-9)
     assert schedule.log_snr(t.float()).dtype == torch.float32
+
+
+def test_a_straight_log_snr_makes_the_simple_loss_the_bound():
+    schedule, t = S.LinearLogSNR(9.0, -4.0), torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(2 * (schedule.alpha(t) / schedule.sigma(t)).log(), 9 - 13 * t)
+    # one constant factor on the squared error of eps: half the range (Kingma et al. 2021, eq. 17)
+    torch.testing.assert_close(losses.elbo_weight(schedule, t, "eps"), torch.full_like(t, 6.5))
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (-2.0, 3.0), (float("inf"), 0.0)])
+def test_straight_log_snr_refuses_bad_ends(ends):
+    with refuses(ValueError, "most must be above least"):
+        S.LinearLogSNR(*ends)
 
 
 def test_published_values():

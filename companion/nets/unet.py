@@ -1,5 +1,6 @@
 """The U-Net: down to a coarse grid, up again, with the fine details handed across (Ho et al. 2020, appendix B)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion import _checks as check
 from companion.nets.embedding import timestep_embedding
 
 
@@ -49,13 +51,17 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Residual blocks over resolutions that halve, attention at the coarsest; output of x's shape.
+    """Residual blocks over resolutions that halve, attention at the coarsest; output of x's height and width.
 
     ``width`` channels at full resolution, ``width * multipliers[i]`` at level i (each a multiple of 8), ``blocks``
     residual blocks a level. With ``classes`` the network takes ``cond``, a class per sample as int64 of shape
     (batch,); the class number ``classes`` means none given, and so does cond=None. ``time_scale`` multiplies t before
-    it is embedded: 1000 for times in [0, 1], 1 for times up to about 1000. Height and width must be divisible by
-    2^(levels − 1). Raises ValueError for arguments or inputs that do not fit.
+    it is embedded: 1000 for times in [0, 1], 1 for times up to about 1000. With ``patch`` above 1, squares of patch ×
+    patch pixels become channels before the first convolution and pixels again after the last, which makes the network
+    patch² times cheaper. ``fourier`` lists exponents n for which sin and cos of 2^n π x join the inputs, so that the
+    network sees the last bits of x (Kingma et al. 2021, appendix C). ``outputs`` is the number of channels that come
+    out, ``channels`` when not given. Height and width must be divisible by patch × 2^(levels − 1). Raises ValueError
+    for arguments or inputs that do not fit.
     """
 
     def __init__(
@@ -67,16 +73,21 @@ class UNet(nn.Module):
         classes: int | None = None,
         time_scale: float | int = 1000.0,
         dropout: float | int = 0.0,
+        patch: int = 1,
+        fourier: Sequence[int] = (),
+        outputs: int | None = None,
     ):
         super().__init__()
         if width % 8 or not multipliers:
             raise ValueError(f"width must be a multiple of 8 and multipliers not empty; got {width}, {multipliers}")
+        check.positive_int("patch", patch)
         self.channels, self.classes, self.time_scale, self.width = channels, classes, time_scale, width
-        self.factor = 2 ** (len(multipliers) - 1)
+        self.patch, self.factor = patch, patch * 2 ** (len(multipliers) - 1)
         emb = 4 * width
         self.time = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = nn.Embedding(classes + 1, emb) if classes is not None else None
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.register_buffer("octaves", math.pi * 2.0 ** torch.tensor(list(fourier)), persistent=False)
+        self.stem = nn.Conv2d(channels * (1 + 2 * len(fourier)) * patch**2, width, 3, padding=1)
         self.dropout = nn.Dropout2d(dropout)
 
         self.down, self.up, handed = nn.ModuleList(), nn.ModuleList(), [width]
@@ -96,7 +107,8 @@ class UNet(nn.Module):
                 now = width * multiplier
             if level > 0:
                 self.up.append(nn.Conv2d(now, now, 3, padding=1))
-        self.norm, self.out = nn.GroupNorm(8, now), nn.Conv2d(now, channels, 3, padding=1)
+        outputs = channels if outputs is None else outputs
+        self.norm, self.out = nn.GroupNorm(8, now), nn.Conv2d(now, outputs * patch**2, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.to(memory_format=torch.channels_last)
@@ -113,7 +125,7 @@ class UNet(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], t: Float[Tensor, "batch"], cond=None
-    ) -> Float[Tensor, "batch channels height width"]:
+    ) -> Float[Tensor, "batch outputs height width"]:
         """The output at x and t."""
         if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
@@ -121,7 +133,9 @@ class UNet(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         emb = self.embed(t, cond)
-        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        angles = (self.octaves[:, None, None, None] * x[:, None]).flatten(1, 2)  # none without fourier
+        seen = F.pixel_unshuffle(torch.cat([x, angles.sin(), angles.cos()], 1), self.patch)
+        h = self.stem(seen.contiguous(memory_format=torch.channels_last))
         handed = [h]
         for layer in self.down:
             h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
@@ -134,4 +148,4 @@ class UNet(nn.Module):
                 h = layer(torch.cat([h, handed.pop()], 1), emb)
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.out(F.silu(self.norm(h)))
+        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
