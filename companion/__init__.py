@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "data denoisers exercises explore figures forward gpu losses metrics nets predictions samplers schedules toy "
-    "training verify zoo"
+    "times training verify zoo"
 ).split()
 
 

@@ -37,6 +37,12 @@ def finite(name: str, value):
         raise ValueError(f"{name} must be finite; {bad} of its {value.numel()} values are NaN or infinite")
 
 
+def learned_variance(denoise):
+    """Raise TypeError unless ``denoise`` gives a variance beside x0_hat."""
+    if not hasattr(denoise, "with_variance"):
+        raise TypeError(f"denoise must have with_variance(x, t) -> (x0_hat, v); {type(denoise).__name__} has not")
+
+
 def same_shape(name_a: str, a, name_b: str, b):
     """Raise ValueError unless two tensors have the same shape."""
     if a.shape != b.shape:

@@ -12,27 +12,41 @@ from torch import Tensor
 
 from companion import _checks as check
 from companion.forward import q_sample
-from companion.predictions import make_target, target_coefficients
+from companion.predictions import make_target, target_coefficients, to_x0_eps
 
 
 def simple_loss(
-    denoiser, x0: Float[Tensor, "batch *data"], t: Float[Tensor, "batch"], noise=None, cond=None, *, weight=None
+    denoiser,
+    x0: Float[Tensor, "batch *data"],
+    t: Float[Tensor, "batch"],
+    noise=None,
+    cond=None,
+    *,
+    weight=None,
+    per_sample: bool = False,
 ) -> Tensor:
     """The mean squared error of the network's output against its target at the given times; a scalar.
 
     ``denoiser`` is a ``Denoiser``: it knows the schedule and the prediction kind. ``noise`` is eps, drawn when not
     given. ``weight(t)`` gives one factor per sample, (batch,); without it the loss is unweighted, and with kind "eps"
-    it is Ho et al. 2020, eq. 14. Raises ValueError for shapes that do not fit.
+    it is Ho et al. 2020, eq. 14. With ``per_sample`` the mean over the batch is left to the caller: (batch,). Raises
+    ValueError for shapes that do not fit.
     """
-    noise = torch.randn_like(x0) if noise is None else noise
-    x = q_sample(x0, t, denoiser.schedule, noise)
-    target = make_target(denoiser.kind, x0, noise, denoiser.schedule, t)
+    x, target = _asked(denoiser, x0, t, noise)
     error = denoiser.output(x, t, cond) - target
     if weight is None:
-        return error.square().mean()
+        return error.square().flatten(1).mean(1) if per_sample else error.square().mean()
     weights = weight(t)
     check.same_shape("weight(t)", weights, "t", t)
-    return (check.like(weights, error) * error.square()).mean()
+    weighted = check.like(weights, error) * error.square()
+    return weighted.flatten(1).mean(1) if per_sample else weighted.mean()
+
+
+def _asked(denoiser, x0, t, noise):
+    """x_t, and the answer that the network should give there."""
+    noise = torch.randn_like(x0) if noise is None else noise
+    x = q_sample(x0, t, denoiser.schedule, noise)
+    return x, make_target(denoiser.kind, x0, noise, denoiser.schedule, t)
 
 
 # ---- weightings: factors on the squared error of a kind's own output ------------------------------------------------
@@ -150,13 +164,22 @@ def discretized_gaussian_log_likelihood(x: Float[Tensor, "*data"], mean, std, *,
 def interpolated_variance(v: Tensor, posterior_variance, forward_variance) -> Tensor:
     """exp(v log forward + (1 − v) log posterior), a learned variance (Nichol & Dhariwal 2021, eq. 15).
 
-    v is the network's second output mapped to [0, 1]; all three broadcast. Raises TypeError unless v is a
-    floating-point tensor, ValueError unless both variances are above 0: the last step, to the data, needs another one.
+    v is the network's second output mapped to [0, 1] (``Denoiser.with_variance``); all three broadcast, and numbers
+    stay numbers. Raises TypeError unless v is a floating-point tensor, ValueError unless both variances are above 0:
+    the last step, to the data, needs another one.
     """
     check.floating("v", v)
-    posterior = _positive("posterior_variance", posterior_variance, v)
-    forward = _positive("forward_variance", forward_variance, v)
-    return torch.exp(v * forward.log() + (1 - v) * posterior.log())
+    posterior = _log_positive("posterior_variance", posterior_variance, v)
+    forward = _log_positive("forward_variance", forward_variance, v)
+    return torch.exp(v * forward + (1 - v) * posterior)
+
+
+def _log_positive(name, value, x):
+    """log(value), of a number on the host: a captured loop may not copy one to the device."""
+    if isinstance(value, Tensor):
+        return _positive(name, value, x).log()
+    check.positive(name, value)
+    return math.log(value)
 
 
 # ---- the variational bound ------------------------------------------------------------------------------------------
@@ -191,11 +214,19 @@ def step_weights(schedule, ts: Float[Tensor, "nodes"], variance: str = "posterio
     """
     check.one_of("variance", variance, ("posterior", "forward"))
     ts = _noisy_part(schedule, ts)
-    log_snr = schedule.log_snr(ts)
-    weight = -0.5 * log_snr[1:].exp() * torch.expm1(log_snr[:-1] - log_snr[1:])
-    if variance == "posterior":
-        return StepWeights(weight, torch.zeros_like(weight))
-    shrink = 2 * (schedule.sigma(ts[1:]).log() - schedule.sigma(ts[:-1]).log())  # log of posterior over forward
+    return _weigh(*_gains(schedule, ts[1:], ts[:-1]), 1.0 if variance == "forward" else 0.0)
+
+
+def _gains(schedule, s, t):
+    """½ (SNR(s) − SNR(t)), and the log of the posterior variance over the forward one, for steps from t to s."""
+    log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
+    weight = -0.5 * log_snr_s.exp() * torch.expm1(log_snr_t - log_snr_s)
+    return weight, 2 * (schedule.sigma(s).log() - schedule.sigma(t).log())
+
+
+def _weigh(weight, shrink, v):
+    """Weight and constant of a step whose variance lies a share v of the way, in logs, from posterior to forward."""
+    shrink = v * shrink
     return StepWeights(weight * shrink.exp(), 0.5 * (torch.expm1(shrink) - shrink))
 
 
@@ -214,20 +245,19 @@ def _noisy_part(schedule, ts, may_be_clean=False):
     return ts
 
 
-def _visits(ts, weight, steps, batch):
-    """(t, factor) whose factor × squared error adds up to the diffusion term: every step, or ``steps`` per sample.
+def _visits(count, steps, batch):
+    """(number, factor) of the steps whose factor × term adds up to the sum of all: every one, or ``steps`` per sample.
 
     Drawn steps share one uniform shift: each sample's are uniform over the chain, and the batch's cover it evenly
     (Kingma et al. 2021, appendix I.1).
     """
     if steps is None:
-        yield from zip(ts[:-1], weight, strict=True)
+        yield from ((torch.tensor(i), 1.0) for i in range(count))
         return
     shift, one_each = torch.rand((), dtype=torch.float64), torch.arange(batch, dtype=torch.float64)
     for j in range(steps):
         even = (shift + (j * batch + one_each) / (steps * batch)) % 1
-        drawn = (even * len(weight)).long().clamp(max=len(weight) - 1)
-        yield ts[drawn], len(weight) / steps * weight[drawn]
+        yield (even * count).long().clamp(max=count - 1), count / steps
 
 
 @torch.no_grad()
@@ -246,11 +276,12 @@ def elbo(
 
     ``denoise(x, t) -> x0_hat`` walks the chain ``ts``; a ``Denoiser`` brings its schedule. The chain starts from
     N(0, sigma²) at ts[0] (prior), each step draws from the Gaussian around the posterior mean given x0_hat, with the
-    ``variance`` of ``samplers.ancestral`` (diffusion), and from its last node with sigma > 0, whether or not the data
-    follow, x0 is drawn from N(x0_hat, (sigma/alpha)²) (reconstruction): a density, or with ``bins`` the probability of
-    8-bit levels in [−1, 1]. One x_t is drawn per step, by ``noise(x0)``; with ``steps`` only so many random steps per
-    sample, weighted to stay unbiased. No gradient. Raises ValueError for a grid that does not decrease or has fewer
-    than two nodes with sigma > 0, for x0 that is not finite, TypeError where no schedule is given.
+    ``variance`` of ``samplers.ancestral`` (diffusion; "learned" asks ``denoise.with_variance``), and from its last node
+    with sigma > 0, whether or not the data follow, x0 is drawn from N(x0_hat, (sigma/alpha)²) (reconstruction): a
+    density, or with ``bins`` the probability of 8-bit levels in [−1, 1]. One x_t is drawn per step, by ``noise(x0)``;
+    with ``steps`` only so many random steps per sample, weighted to stay unbiased. No gradient. Raises ValueError for
+    a grid that does not decrease or has fewer than two nodes with sigma > 0, for x0 that is not finite, TypeError where
+    no schedule is given, or "learned" is asked of a denoise that gives no variance.
     """
     check.floating("x0", x0)
     check.finite("x0", x0)
@@ -259,27 +290,134 @@ def elbo(
         raise TypeError("schedule must be given, as denoise does not bring one")
     if steps is not None:
         check.positive_int("steps", steps)
+    check.one_of("variance", variance, ("posterior", "forward", "learned"))
+    learned = variance == "learned"
+    if learned:
+        check.learned_variance(denoise)
     ts = _noisy_part(schedule, ts, may_be_clean=True)
-    weight, constant = step_weights(schedule, ts, variance)
+    weight, constant = step_weights(schedule, ts, "posterior" if learned else variance)
+    shrink = _gains(schedule, ts[1:], ts[:-1])[1]
 
-    def guess(t):
-        return denoise(q_sample(x0, t.to(x0.device), schedule, noise(x0)), t.to(x0))
+    def noisy(t):
+        return q_sample(x0, t.to(x0.device), schedule, noise(x0)), t.to(x0)
 
     diffusion = x0.new_full((len(x0),), constant.sum().item() * x0[0].numel())
-    for t, factor in _visits(ts, weight, steps, len(x0)):
-        diffusion = diffusion + factor.to(x0) * _per_sample((x0 - guess(t)) ** 2)
-    alpha, sigma = schedule.alpha(ts).tolist(), schedule.sigma(ts).tolist()
-    prior = normal_kl(alpha[0] * x0, sigma[0] ** 2, 0.0, sigma[0] ** 2)
-    mean, std = guess(ts[-1]), sigma[-1] / alpha[-1]
+    for step, factor in _visits(len(weight), steps, len(x0)):
+        if learned:  # a weight and a constant of each coordinate
+            guess, v = denoise.with_variance(*noisy(ts[step]))
+            terms = _weigh(check.like(weight[step], x0), check.like(shrink[step], x0), v)
+            diffusion = diffusion + factor * _per_sample(terms.weight * (x0 - guess) ** 2 + terms.constant)
+        else:
+            squares = _per_sample((x0 - denoise(*noisy(ts[step]))) ** 2)
+            diffusion = diffusion + (factor * weight[step]).to(x0) * squares
+    return Bound(*_ends(denoise, x0, schedule, ts[0], ts[-1], bins, noise), diffusion)
+
+
+@torch.no_grad()
+def continuous_elbo(
+    denoise,
+    x0: Float[Tensor, "batch *data"],
+    schedule=None,
+    *,
+    most: float | int,
+    least: float | int,
+    bins: int | None = None,
+    steps: int = 1,
+    noise=torch.randn_like,
+) -> Bound:
+    """One estimate per sample of the bound that endless steps give between two log-SNRs, in nats.
+
+    Its diffusion is the integral of ½ ||x0 − x0_hat||² over the SNR from exp(least) to exp(most) (Kingma et al. 2021,
+    eq. 15), estimated at ``steps`` random times per sample, about even in the log-SNR; prior and reconstruction are
+    those of ``elbo`` at the two ends, and so are the other arguments. It depends on the schedule through the ends and
+    the denoiser alone. No gradient. Raises ValueError unless most > least and the schedule has both, for x0 that is not
+    finite or steps < 1, TypeError where no schedule is given.
+    """
+    check.floating("x0", x0)
+    check.finite("x0", x0)
+    check.positive_int("steps", steps)
+    schedule = getattr(denoise, "schedule", None) if schedule is None else schedule
+    if schedule is None:
+        raise TypeError("schedule must be given, as denoise does not bring one")
+    if not most > least:
+        raise ValueError(f"most must be above least; got {most} and {least}")
+    cells = 1024  # times are uniform in cells of equal log-SNR: no search for each of them
+    edges = schedule.time_of(torch.linspace(most / 2, least / 2, cells + 1, dtype=torch.float64))
+    diffusion = x0.new_zeros(len(x0))
+    shift = torch.rand((), dtype=torch.float64)
+    for j in range(steps):
+        even = (shift + (j + torch.arange(len(x0), dtype=torch.float64) * steps) / (steps * len(x0))) % 1 * cells
+        cell = even.long().clamp(max=cells - 1)
+        width = edges[cell + 1] - edges[cell]
+        t = edges[cell] + (even - cell) * width
+        factor = (continuous_elbo_weight(schedule, t) * cells * width / steps).to(x0)
+        t = t.to(x0)
+        squares = (x0 - denoise(q_sample(x0, t, schedule, noise(x0)), t)) ** 2
+        diffusion = diffusion + factor * _per_sample(squares)
+    return Bound(*_ends(denoise, x0, schedule, edges[-1], edges[0], bins, noise), diffusion)
+
+
+def _ends(denoise, x0, schedule, noisiest, cleanest, bins, noise):
+    """The reconstruction at the cleanest time and the prior at the noisiest, each (batch,)."""
+    at = torch.stack([noisiest, cleanest])
+    (alpha, alpha_clean), (sigma, sigma_clean) = schedule.alpha(at).tolist(), schedule.sigma(at).tolist()
+    prior = normal_kl(alpha * x0, sigma**2, 0.0, sigma**2)
+    x = q_sample(x0, cleanest.to(x0.device), schedule, noise(x0))
+    mean, std = denoise(x, cleanest.to(x0)), sigma_clean / alpha_clean
     if bins is None:
-        log_likelihood = -0.5 * ((x0 - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
+        log_likelihood = _log_density(x0, mean, std)
     else:
         log_likelihood = discretized_gaussian_log_likelihood(x0, mean, std, bins=bins)
-    return Bound(_per_sample(-log_likelihood), _per_sample(prior), diffusion)
+    return _per_sample(-log_likelihood), _per_sample(prior)
 
 
 def _per_sample(value):
     return value.flatten(1).sum(1)
+
+
+def _log_density(x, mean, std):
+    """log N(x; mean, std²) of each coordinate."""
+    std = torch.as_tensor(std, dtype=x.dtype, device=x.device)
+    return -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+def hybrid_loss(
+    denoiser,
+    x0: Float[Tensor, "batch *data"],
+    t: Float[Tensor, "batch"],
+    noise=None,
+    cond=None,
+    *,
+    step: float | int,
+    scale: float | int = 0.001,
+    per_sample: bool = False,
+) -> Tensor:
+    """L_simple + scale × L_vlb, from which a variance is learned beside the mean (Nichol & Dhariwal 2021, eq. 16).
+
+    ``denoiser`` is a ``Denoiser`` with ``learned_variance``. L_vlb stands for the bound of a chain with steps of length
+    ``step``, 1 for the nodes of a ``DiscreteVP``: the KL of the step from t to t − step, or, where that is not above
+    t_min, −log N(x0; x0_hat, (sigma/alpha)²), times the number of steps (t_max − t_min) / step, so that its mean over
+    uniform t is the bound less its prior, in nats per dimension (the paper's code counts bits, so that its ``scale``
+    weighs 1.44 times as much). In it x0_hat is held fixed: only v learns from it. Other arguments and errors as in
+    ``simple_loss``; raises TypeError for a denoiser that has no variance, ValueError for step or scale not above 0.
+    """
+    check.positive("step", step)
+    check.positive("scale", scale)
+    schedule = denoiser.schedule
+    x, target = _asked(denoiser, x0, t, noise)
+    output, v = denoiser.outputs(x, t, cond)
+    guess = to_x0_eps(denoiser.kind, output.detach(), x, schedule, t)[0]
+    time = t.double()
+    last = time - step <= schedule.t_min
+    s = torch.where(last, 0.5 * (time + schedule.t_min), time - step)  # any place where nothing is infinite
+    weight, shrink = (check.like(value, x0) for value in _gains(schedule, s, time))
+    terms = _weigh(weight, shrink, v)
+    reconstruction = -_log_density(x0, guess, check.like((-schedule.half_log_snr(time)).exp(), x0))
+    divergence = terms.weight * (x0 - guess) ** 2 + terms.constant
+    vlb = torch.where(check.like(last, x0) > 0, reconstruction, divergence)
+    steps = (schedule.t_max - schedule.t_min) / step
+    losses = ((output - target).square() + scale * steps * vlb).flatten(1).mean(1)
+    return losses if per_sample else losses.mean()
 
 
 def bits_per_dim(nats: Tensor, dims: int, *, bin_width: float | int = 1.0) -> Tensor:

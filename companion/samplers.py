@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion import _checks as check
+from companion.losses import interpolated_variance
 
 
 class State(NamedTuple):
@@ -95,20 +96,24 @@ def ddim(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, eta: float |
 def ancestral(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, variance="posterior", noise=torch.randn_like):
     """DDPM: each step draws from q(x_s | x_t, x0_hat) (Ho et al. 2020, algorithm 2).
 
-    ``variance="posterior"`` is the variance of q(x_s | x_t, x_0), "forward" the larger one, that of q(x_t | x_s);
-    both draw nothing on a last step to sigma = 0. Yields ``State`` after each step. Raises ValueError for another
-    variance or a grid that does not decrease.
+    ``variance="posterior"`` is the variance of q(x_s | x_t, x_0), "forward" the larger one, that of q(x_t | x_s), and
+    "learned" lies between the two where ``denoise.with_variance`` says (Nichol & Dhariwal 2021, eq. 15). None of them
+    draws anything on a last step to sigma = 0. Yields ``State`` after each step. Raises ValueError for another variance
+    or a grid that does not decrease, TypeError for "learned" and a denoise that gives no variance.
     """
-    check.one_of("variance", variance, ("posterior", "forward"))
+    check.one_of("variance", variance, ("posterior", "forward", "learned"))
+    if variance == "learned":
+        check.learned_variance(denoise)
     grid = nodes(schedule, ts, x)
     for now, then in zip(grid, grid[1:], strict=False):
-        x0 = denoise(x, now.t)
+        x0, v = denoise.with_variance(x, now.t) if variance == "learned" else (denoise(x, now.t), None)
         u = fresh_noise(now, then, 1.0)
         if variance == "posterior" or then.sigma == 0:
             x = transfer(x, x0, now, then, u, noise)
         else:
             wide = math.sqrt(now.sigma**2 - (now.alpha * then.sigma / then.alpha) ** 2)
-            x = transfer(x, x0, now, then, u, torch.zeros_like) + wide * noise(x)
+            scale = wide if v is None else interpolated_variance(v, u**2, wide**2).sqrt()
+            x = transfer(x, x0, now, then, u, torch.zeros_like) + scale * noise(x)
         yield State(x, x0)
 
 

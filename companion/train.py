@@ -1,6 +1,7 @@
 """``python -m companion.train RECIPE`` trains a model as its recipe in ``companion/recipes`` says.
 
-Options after the name go to the recipe; ``python -m companion.train digits --help`` shows them.
+Options after the name go to the recipe; ``python -m companion.train digits --help`` shows them. Under
+``torchrun --nproc-per-node=N -m companion.train RECIPE`` N processes train together, each on its own GPU.
 """
 
 import importlib
@@ -8,6 +9,7 @@ import pkgutil
 import sys
 
 from companion import recipes
+from companion.training import distributed
 
 
 def main(arguments: list[str]) -> int:
@@ -16,7 +18,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in known:
         print(f"usage: python -m companion.train RECIPE [options]\nrecipes: {', '.join(known)}", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    importlib.import_module(f"companion.recipes.{arguments[0]}").main(arguments[1:])
+    with distributed():
+        importlib.import_module(f"companion.recipes.{arguments[0]}").main(arguments[1:])
     return 0
 
 

@@ -1,6 +1,12 @@
-"""The training loop is a generator: it yields after every step, and the caller decides what to watch, when to stop."""
+"""The training loop is a generator: it yields after every step, and the caller decides what to watch, when to stop.
 
+It runs in one process, or in several that torchrun starts and ``distributed`` joins; the weights come out the same.
+"""
+
+import contextlib
 import copy
+import functools
+import json
 import math
 import os
 import time
@@ -10,10 +16,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from companion import _checks as check
+from companion.denoisers import Clipped
 from companion.losses import simple_loss
-from companion.schedules import DiscreteVP
+from companion.samplers import ddim, sample, start
+from companion.times import antithetic
 
 
 class EMA:
@@ -55,17 +64,68 @@ def budget(full: int, quick: int) -> int:
     return quick if os.environ.get("COMPANION_QUICK") else full
 
 
-def draw_times(schedule, n: int, *, generator=None, device=None) -> Float[Tensor, "n"]:
-    """n training times that cover the schedule evenly: one uniform shift of n equal strata (Kingma et al. 2021, I.1).
+# ---- several processes ----------------------------------------------------------------------------------------------
 
-    Integer nodes 1 … T for a ``DiscreteVP``, real times otherwise; float32, in increasing order.
+
+@contextlib.contextmanager
+def distributed():
+    """Join the other processes of torchrun while the context lasts: each its own GPU, or all on the CPU.
+
+    Does nothing in a process that torchrun did not start. Raises RuntimeError where there are more processes than GPUs.
     """
-    check.positive_int("n", n)
-    shift = torch.rand((), generator=generator, device=device, dtype=torch.float64)
-    even = (torch.arange(n, device=device) + shift) / n
-    if isinstance(schedule, DiscreteVP):
-        return torch.floor(even * schedule.t_max).clamp(max=schedule.t_max - 1).float() + 1
-    return (schedule.t_min + even * (schedule.t_max - schedule.t_min)).float()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
+    if gpus:
+        if local >= gpus:
+            raise RuntimeError(f"torchrun's --nproc-per-node must not exceed the {gpus} GPUs here")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number among those that train together; 0, the one that writes files, where there is only one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _world():
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _Loss(nn.Module):
+    """The loss as a forward pass: that is what DistributedDataParallel wraps."""
+
+    def __init__(self, denoiser, loss):
+        super().__init__()
+        self.denoiser, self.loss = denoiser, loss
+
+    def forward(self, *batch, **options):
+        return self.loss(self.denoiser, *batch, **options)
+
+
+def _over_all(value):
+    """The mean of a tensor over the processes."""
+    if _world() > 1:
+        dist.all_reduce(value)
+        value = value / _world()
+    return value
+
+
+def _in_order(part):
+    """The batch's values from every process's share, which is each ``world``-th sample."""
+    if _world() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(_world())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.stack(parts, 1).flatten()
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -82,23 +142,45 @@ def train(
     clip: float | int = 1.0,
     seed: int = 0,
     loss=simple_loss,
+    times=None,
+    autocast: torch.dtype | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
+    metrics: str | Path | None = None,
+    metrics_every: int = 100,
     progress: bool = True,
 ):
     """Train a ``Denoiser`` in place on the samples x0, and yield ``Progress`` after every step.
 
     AdamW, the learning rate warmed up over ``warmup`` steps and then brought to zero along a cosine; gradients clipped
     to norm ``clip``. ``cond`` are classes, (n,); a share ``drop_cond`` of them is replaced by the class "none" (the
-    network's ``classes``), which classifier-free guidance needs. All draws come from ``seed`` alone. With
-    ``checkpoint`` the state is written there every ``checkpoint_every`` steps and at the end, and training goes on
-    from it if the file is there: on a CPU with the very same weights as without the interruption. Raises ValueError
-    for arguments that do not fit, RuntimeError when the loss is no longer finite.
+    network's ``classes``), which classifier-free guidance needs. All draws come from ``seed`` alone, but for dropout's,
+    which come from PyTorch's global generator. Raises ValueError for arguments that do not fit, RuntimeError when the
+    loss is no longer finite.
+
+    The step is ``loss(denoiser, x0, t, noise, cond)``, a scalar, at ``times.antithetic`` times. ``times(n, generator=…,
+    device=…)`` gives others as a ``Times``, weights and all: then the loss is called with ``per_sample=True``, and an
+    ``update(t, losses)`` such as that of ``times.Importance`` is told what it found. ``autocast`` is the type in which
+    the network works, torch.bfloat16 or torch.float16 (with scaled gradients); weights and loss stay in x0's.
+
+    With ``checkpoint`` the state is written there every ``checkpoint_every`` steps and at the end, and training goes on
+    from it if the file is there: on a CPU with the very same weights as without the interruption. ``metrics`` is a file
+    that gets a line of JSON every ``metrics_every`` steps: step, loss and grad_norm (before clipping), both means over
+    these steps, lr, seconds, images_per_second (the caller's time between steps included); lines past the step that
+    training starts from are removed.
+
+    Inside ``distributed`` every process draws the same batch and takes its share of it, and gradients are averaged
+    (DistributedDataParallel): the weights are those of one process with the same ``batch``, to rounding. Dropout's
+    draws differ between processes, and so from those of one. Only the process of ``rank`` 0 writes files.
     """
     check.floating("x0", x0)
     check.finite("x0", x0)
-    for name, value in (("steps", steps), ("batch", batch), ("checkpoint_every", checkpoint_every)):
+    counts = {"steps": steps, "batch": batch, "checkpoint_every": checkpoint_every, "metrics_every": metrics_every}
+    for name, value in counts.items():
         check.positive_int(name, value)
+    check.one_of("autocast", autocast, (None, torch.bfloat16, torch.float16))
+    if batch % _world():
+        raise ValueError(f"batch must be divisible by the {_world()} processes; got {batch}")
     if cond is not None and (cond.shape != x0.shape[:1] or not 0 <= drop_cond < 1):
         raise ValueError(
             f"cond must have shape ({len(x0)},) and 0 ≤ drop_cond < 1; got {tuple(cond.shape)}, {drop_cond}"
@@ -107,32 +189,58 @@ def train(
     x0, cond = x0.to(device), None if cond is None else cond.to(device)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator(device).manual_seed(seed)
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
+    log = _Log(metrics, metrics_every, batch)
     state = {"denoiser": denoiser, "optimizer": optimizer, "generator": generator, "ema": ema}
+    state |= {"times": times if hasattr(times, "state_dict") else None, "scaler": scaler, "log": log}
+    if _world() > 1:
+        torch.manual_seed(seed + 1000 * (rank() + 1))  # dropout must not be the same in every process
     first = _resume(checkpoint, state, steps) if checkpoint and Path(checkpoint).exists() else 0
+    log.start(first)
+    draw = functools.partial(antithetic, denoiser.schedule) if times is None else times
+    measure, mine = _Loss(denoiser, loss), slice(rank(), None, _world())
+    if _world() > 1:
+        on = [device] if device.type == "cuda" else None
+        measure = nn.parallel.DistributedDataParallel(measure, device_ids=on)
     denoiser.train()
     began = time.perf_counter()
-    for step in _counter(first, steps, progress):
+    for step in _counter(first, steps, progress and rank() == 0):
         for group in optimizer.param_groups:
             group["lr"] = lr * _warmed(step, steps, warmup)
         chosen = torch.randint(len(x0), (batch,), generator=generator, device=device)
-        t = draw_times(denoiser.schedule, batch, generator=generator, device=device)
+        t, weight = draw(batch, generator=generator, device=device)
         noise = torch.randn((batch, *x0.shape[1:]), generator=generator, device=device, dtype=x0.dtype)
         given = None
         if cond is not None:
             dropped = torch.rand(batch, generator=generator, device=device) < drop_cond
-            given = torch.where(dropped, denoiser.net.classes, cond[chosen])
-        value = loss(denoiser, x0[chosen], t, noise, given)
+            given = torch.where(dropped, denoiser.net.classes, cond[chosen])[mine]
+        share = x0[chosen[mine]], t[mine], noise[mine], given
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            if times is None:
+                value = measure(*share)
+            else:
+                losses = measure(*share, per_sample=True)
+                check.same_shape("loss", losses, "t", t[mine])
+                value = (weight[mine] * losses).mean()
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
-        optimizer.step()
+        scaler.scale(value).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
+        scaler.step(optimizer)
+        scaler.update()
         if ema is not None:
             ema.update(denoiser)
+        value = _over_all(value.detach())
+        if hasattr(times, "update"):
+            times.update(t, _in_order(losses.detach()))
         if step % 100 == 0 and not torch.isfinite(value):
             raise RuntimeError(f"the loss is {value.item()} at step {step}: a lower lr than {lr} may help")
+        log.add(value, norm)
+        if step % metrics_every == 0 or step == steps:
+            log.write(step, optimizer.param_groups[0]["lr"], time.perf_counter() - began)
         if checkpoint and (step % checkpoint_every == 0 or step == steps):
             _save(checkpoint, state, step)
-        yield Progress(step, value.detach(), time.perf_counter() - began)
+        yield Progress(step, value, time.perf_counter() - began)
     denoiser.eval()
 
 
@@ -149,38 +257,151 @@ def _counter(first, steps, progress):
     return tqdm(numbers, initial=first, total=steps, desc="training", unit="step", mininterval=0.5)
 
 
+class _Log:
+    """Means over an interval, added up on the device, and the file that gets them; written by rank 0 alone."""
+
+    def __init__(self, path, every, batch):
+        self.path = Path(path) if path and rank() == 0 else None
+        self.every, self.batch, self.sums, self.count = every, batch, None, 0
+
+    def start(self, step):
+        """Keep of the file what was written up to this step: whole lines of JSON."""
+        self.since, self.at = time.perf_counter(), step
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            found = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+            kept = [line for line in found if line.endswith("\n") and json.loads(line)["step"] <= step]
+            _replace(self.path, "".join(kept).encode())
+
+    def add(self, loss, norm):
+        """One step's loss and gradient norm; nothing waits for the device."""
+        if self.path:
+            both = torch.stack([loss, norm.to(loss)]).double()
+            self.sums = both if self.sums is None else self.sums.to(both) + both
+            self.count += 1
+
+    def write(self, step, lr, seconds):
+        """The line of an interval."""
+        if not self.path:
+            return
+        loss, norm = (value if math.isfinite(value) else None for value in (self.sums / self.count).tolist())
+        now = time.perf_counter()
+        line = {"step": step, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": round(seconds, 3)}
+        line["images_per_second"] = round(self.batch * (step - self.at) / (now - self.since), 1)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.sums, self.count, self.since, self.at = None, 0, now, step
+
+    def state_dict(self):
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state_dict(self, state):
+        self.sums, self.count = state["sums"], state["count"]
+
+
+def _replace(path, content):
+    """Write to a temporary name, then rename: a cut file never takes the place of a good one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with open(temporary, "wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def _save(path, state, step):
-    """Write the whole state to a temporary name, then rename: a cut file never takes the place of a good one."""
+    """Write the whole state, by rank 0; the others tell it the state of their global generators."""
+    generators = [torch.get_rng_state()]
+    if _world() > 1:
+        generators = [None] * _world()
+        dist.all_gather_object(generators, torch.get_rng_state())
+    if rank():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ema = state["ema"]
+    ema, times = state["ema"], state["times"]
     whole = {
         "step": step,
         "denoiser": state["denoiser"].state_dict(),
         "optimizer": state["optimizer"].state_dict(),
         "generator": state["generator"].get_state(),
-        "global_generator": torch.get_rng_state(),
+        "global_generators": generators,
         "ema": None if ema is None else {"model": ema.model.state_dict(), "updates": ema.updates},
+        "times": None if times is None else times.state_dict(),
+        "scaler": state["scaler"].state_dict(),
+        "log": state["log"].state_dict(),
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        torch.save(whole, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _replace(path, whole)
 
 
 def _resume(path, state, steps):
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["step"] > steps:
         raise ValueError(f"checkpoint {path} is at step {saved['step']}, past steps = {steps}")
-    if (saved["ema"] is None) != (state["ema"] is None):
-        raise ValueError(f"checkpoint {path} was written {'without' if saved['ema'] is None else 'with'} an EMA")
+    for name, what in (("ema", "an EMA"), ("times", "times that learn")):
+        if (saved[name] is None) != (state[name] is None):
+            raise ValueError(f"checkpoint {path} was written {'without' if saved[name] is None else 'with'} {what}")
+    if bool(saved["scaler"]) != state["scaler"].is_enabled():
+        raise ValueError(f"checkpoint {path} was written with another autocast")
     state["denoiser"].load_state_dict(saved["denoiser"])
     state["optimizer"].load_state_dict(saved["optimizer"])
     state["generator"].set_state(saved["generator"])
-    torch.set_rng_state(saved["global_generator"])
+    if rank() < len(saved["global_generators"]):
+        torch.set_rng_state(saved["global_generators"][rank()])
+    state["scaler"].load_state_dict(saved["scaler"])
+    state["log"].load_state_dict(saved["log"])
+    if state["times"] is not None:
+        state["times"].load_state_dict(saved["times"])
     if state["ema"] is not None:
         state["ema"].model.load_state_dict(saved["ema"]["model"])
         state["ema"].updates = saved["ema"]["updates"]
     return saved["step"]
+
+
+# ---- a look at the samples ------------------------------------------------------------------------------------------
+
+
+def sample_grid(
+    denoiser,
+    path: str | Path,
+    *,
+    shape: tuple[int, int, int, int],
+    ts: Float[Tensor, "nodes"],
+    seed: int = 0,
+    cond: Tensor | None = None,
+    columns: int = 8,
+) -> Path:
+    """Write a picture of samples in [−1, 1], drawn by DDIM along ``ts`` from the same noise at every call; its path.
+
+    ``shape`` is (n, 1 or 3, height, width); the path's ending says the format (.png, .webp). For use between the steps
+    of ``train``: it draws from a generator of its own, and leaves the denoiser in the mode it was in. Does nothing but
+    return the path where ``rank`` is not 0. Raises ValueError for a shape or a number of columns that does not fit.
+    """
+    check.positive_int("columns", columns)
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise ValueError(f"shape must be (n, 1 or 3, height, width); got {tuple(shape)}")
+    path = Path(path)
+    if rank():
+        return path
+    from PIL import Image
+
+    device, mode = next(denoiser.parameters()).device, denoiser.training
+    generator = torch.Generator(device).manual_seed(seed)
+    x = start(denoiser.schedule, ts, shape, generator=generator, device=device)
+    denoise = Clipped(lambda x, t: denoiser(x, t, cond))
+    denoiser.eval()
+    try:
+        images = sample(denoise, denoiser.schedule, x, ts, sampler=ddim).cpu()
+    finally:
+        denoiser.train(mode)
+    rows = -(-len(images) // columns)
+    sheet = torch.cat([images, images.new_full((rows * columns - len(images), *shape[1:]), 1.0)])
+    sheet = nn.functional.pad(sheet, (1, 1, 1, 1), value=1.0).unflatten(0, (rows, columns))
+    sheet = sheet.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # (channel, height, width) of the whole
+    pixels = ((sheet + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).squeeze(2).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path

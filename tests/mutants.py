@@ -6,11 +6,13 @@ package, and the tests that should notice run there. A mutant that they accept h
 
 import argparse
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -25,6 +27,9 @@ OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--tb=line")
 PRELOADED = ["torch", "torch._decomp.decompositions_for_jvp", "pytest", "scipy.integrate", "scipy.stats", "jaxtyping"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 ENVIRONMENT |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+# multiprocessing reads an exit code from a pipe, once; to start a process it looks at all others first. Without a lock
+# two threads may read the same one, of which the second finds nothing there and takes the process for crashed (255).
+ONE_AT_A_TIME = threading.Lock()
 
 
 class Mutant(NamedTuple):
@@ -40,7 +45,9 @@ class Mutant(NamedTuple):
 # ---- the list: (file, tests that must notice, [(original, replacement, what is wrong then)])
 
 TOY, SCHEDULES, FORWARD, SAMPLERS = "test_toy.py", "test_schedules.py", "test_forward.py", "test_samplers.py"
-HERE = "test_mutants.py"
+HERE, LOSSES, TIMES, TRAINING, IMAGES = (
+    f"test_{name}.py" for name in ("mutants", "losses", "times", "training", "image_mixture")
+)
 
 GROUPS = [
     (
@@ -392,7 +399,7 @@ GROUPS = [
         "denoisers.py",
         ["test_denoisers.py::test_every_kind_finds_the_point", "test_denoisers.py::test_clipped_recomputes_eps"],
         [
-            ("self.schedule, t)[0]", "self.schedule, t)[1]", "eps_hat handed on as x0_hat"),
+            ("cond), x, self.schedule, t)[0]", "cond), x, self.schedule, t)[1]", "eps_hat handed on as x0_hat"),
             ("self.low, self.high)\n", "self.low)\n", "a clamp with no upper end"),
         ],
     ),
@@ -429,17 +436,17 @@ GROUPS = [
         ],
     ),
     (
-        "training.py",
-        ["test_training.py::test_times_are_even"],
+        "times.py",
+        [f"{TIMES}::test_antithetic_times_are_even"],
         [
             ("device=device) + shift) / n", "device=device) - shift) / n", "strata shifted out of the schedule"),
             ("t_max - 1).float() + 1", "t_max - 1).float()", "integer times 0 … T−1"),
         ],
     ),
     (
-        "training.py",
+        "times.py",
         [f"{HERE}::test_times_cover_a_schedule_that_starts_late"],
-        [("t_max - schedule.t_min)", "t_max + schedule.t_min)", "times beyond the schedule's end")],
+        [("t_max - schedule.t_min)).float", "t_max + schedule.t_min)).float", "times beyond the schedule's end")],
     ),
     (
         "training.py",
@@ -455,7 +462,7 @@ GROUPS = [
         [f"{HERE}::test_classes_stay_with_their_samples_and_a_share_is_dropped"],
         [
             ("device=device) < drop_cond", "device=device) > drop_cond", "the share that keeps its class dropped"),
-            ("loss(denoiser, x0[chosen]", "loss(denoiser, x0[:batch]", "samples parted from their classes"),
+            ("share = x0[chosen[mine]]", "share = x0[:batch][mine]", "samples parted from their classes"),
         ],
     ),
     (
@@ -653,6 +660,243 @@ GROUPS = [
         [f"{HERE}::test_gradients_are_clipped_to_the_given_norm"],
         [("parameters(), clip)", "parameters(), clip**2)", "gradients clipped to a squared norm")],
     ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_on_gaussian_data_the_terms_are_the_kl_between_paths"],
+        [
+            ("-0.5 * log_snr_s", "-1.0 * log_snr_s", "a lost half in a step's weight"),
+            ("-0.5 * log_snr_s", "0.5 * log_snr_s", "the sign of a step's weight"),
+            ("expm1(log_snr_t - log_snr_s)", "expm1(log_snr_s - log_snr_t)", "a step's two ends exchanged"),
+            ("2 * (schedule.sigma(s).log", "(schedule.sigma(s).log", "a ratio of deviations for one of variances"),
+            ("weight * shrink.exp()", "weight / shrink.exp()", "the wider variance raises the weight"),
+            ("expm1(shrink) - shrink", "expm1(shrink) + shrink", "the sign in a step's constant"),
+            ("0.5 * (torch.expm1(shrink)", "(torch.expm1(shrink)", "a lost half in a step's constant"),
+            ('1.0 if variance == "forward" else 0.0', '0.0 if variance == "forward" else 1.0', "variances exchanged"),
+            ("normal_kl(alpha * x0", "normal_kl(x0", "a prior around data that did not shrink"),
+            ("sigma_clean / alpha_clean", "sigma_clean", "a reconstruction in the noisy sample's units"),
+            ("- std.log() - 0.5 * math", "+ std.log() - 0.5 * math", "the sign of a density's width"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_random_steps_are_unbiased_for_each_sample"],
+        [
+            ("count / steps", "count", "random steps that count for all"),
+            ("(j * batch + one_each)", "(batch + one_each)", "the same random step at every visit"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_a_few_random_steps_estimate_all_of_them"],
+        [("(factor * weight[step])", "(weight[step])", "random steps that are not weighted up")],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_masses_of_the_bins"],
+        [
+            ("(2 * index + side)", "(index + side)", "a lost 2 in the edges of a bin"),
+            ("(2 * index + side)", "(2 * index - side)", "a bin's edges exchanged"),
+            ("-torch.expm1(below - upto)", "-torch.expm1(upto - below)", "a mass below nothing"),
+            ("log_ndtr(-low)", "log_ndtr(low)", "the last bin open on the wrong side"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_bits_per_dim"],
+        [
+            ("- math.log2(bin_width)", "+ math.log2(bin_width)", "the sign of a bin's width"),
+            ("(dims * math.log(2))", "(dims / math.log(2))", "bits to nats, not nats to bits"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_normal_kl"],
+        [
+            ("expm1(ratio) - ratio", "expm1(ratio) + ratio", "the sign of the log-ratio in a divergence"),
+            (
+                "(mean1 - mean2) ** 2 / variance2",
+                "(mean1 - mean2) ** 2 / variance1",
+                "the wrong variance under the means",
+            ),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_weights_as_the_papers_write_them"],
+        [
+            (
+                "schedule.sigma_rate(t) - sigma *",
+                "schedule.sigma_rate(t) + sigma *",
+                "a rate of alpha sigma for the SNR's",
+            ),
+            ("alpha_rate(t)) / sigma**3", "alpha_rate(t)) / sigma**2", "a lost sigma in the rate of the SNR"),
+            ("torch.minimum(of_eps", "torch.maximum(of_eps", "the larger of SNR and gamma"),
+            ("gamma * of_x0**2)", "gamma * of_eps**2)", "gamma on the wrong error"),
+            ("(k + snr)", "(k * snr)", "a product for the sum in P2"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_interpolated_variance"],
+        [
+            ("v * forward + (1 - v) * posterior", "v * posterior + (1 - v) * forward", "v counted from the other end"),
+            ("(1 - v) * posterior", "(1 + v) * posterior", "the sign in 1 − v"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_with_the_right_learned_variance_the_bound_is_the_entropy[cosine-5-None]"],
+        [
+            ("shrink = v * shrink", "shrink = (1 - v) * shrink", "v counted from the other end in a step's divergence"),
+            ("(x0 - guess) ** 2 + terms.constant)", "(x0 - guess) ** 2)", "a learned variance that costs nothing"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_the_hybrid_loss_s_bound_is_the_elbo_without_its_prior"],
+        [
+            ("scale * steps * vlb", "scale * vlb", "one term for the whole bound"),
+            ("time - step <= schedule", "time - step < schedule", "a divergence where the data are"),
+            ("(-schedule.half_log_snr(time))", "(schedule.half_log_snr(time))", "a reconstruction upside down"),
+            ("schedule.t_min) / step", "schedule.t_min) * step", "as many terms as a step is long"),
+            ("_gains(schedule, s, time)", "_gains(schedule, time, s)", "the hybrid loss's step upwards"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone"],
+        [("output.detach(), x", "output, x", "a mean that learns from the bound")],
+    ),
+    (
+        "denoisers.py",
+        ["test_denoisers.py::test_a_learned_variance_is_the_second_half_of_the_channels"],
+        [
+            ("v.sigmoid()", "v", "v outside [0, 1]"),
+            ("raw[:, : x.shape[1]]", "raw[:, x.shape[1] :]", "the variance's channels taken for the mean's"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_the_right_learned_variance_is_exact_for_any_number_of_steps"],
+        [
+            ("u**2, wide**2).sqrt()", "u**2, wide**2)", "noise scaled by a learned variance"),
+            ("(v, u**2, wide**2)", "(v, wide**2, wide**2)", "the forward variance at both ends of eq. 15"),
+            ("(v, u**2, wide**2)", "(v, u, wide)", "deviations for variances in eq. 15"),
+        ],
+    ),
+    (
+        "times.py",
+        [f"{TIMES}::test_every_rule_estimates_the_mean_over_the_schedule_s_times"],
+        [
+            ("(1 / (self.bins * p[chosen]))", "(1 * (self.bins * p[chosen]))", "weights of p for 1/p"),
+            ("(upto - p)[chosen]", "upto[chosen]", "times at the edges of the cells alone"),
+        ],
+    ),
+    (
+        "times.py",
+        [f"{TIMES}::test_the_root_of_the_mean_square_of_the_last_losses"],
+        [
+            (".mean(1).sqrt()", ".mean(1)", "times in proportion to the mean square"),
+            (".square().mean(1).sqrt()", ".abs().mean(1)", "times in proportion to the mean"),
+            ("left <= self.history", "rank < self.history", "the first losses of a batch kept, not the last"),
+            ("t.long() - 1", "t.long()", "losses put down to the next node"),
+        ],
+    ),
+    (
+        "times.py",
+        [f"{TIMES}::test_uniform_until_every_bin_has_its_history"],
+        [("self.history).all()", "self.history).any()", "a distribution from one bin's history")],
+    ),
+    (
+        "times.py",
+        [f"{TIMES}::test_weights_have_mean_one_and_follow_the_definition"],
+        [("(1 - self.uniform_share) * share", "(1 + self.uniform_share) * share", "the sign of the uniform share")],
+    ),
+    (
+        "training.py",
+        [f"{TRAINING}::test_times_that_learn_are_told_the_losses_before_they_are_weighted"],
+        [("(weight[mine] * losses)", "(losses)", "weights that are not used")],
+    ),
+    (
+        "training.py",
+        [f"{TRAINING}::test_metrics_are_means_over_their_interval"],
+        [("(self.sums / self.count)", "(self.sums)", "a sum for the mean of an interval")],
+    ),
+    (
+        "training.py",
+        [f"{TRAINING}::test_two_processes_train_what_one_does"],
+        [
+            ("slice(rank(), None", "slice(0, None", "the same share in every process"),
+            ("value / _world()", "value", "a loss summed over the processes"),
+            ("torch.stack(parts, 1)", "torch.stack(parts, 0)", "losses parted from their times"),
+        ],
+    ),
+    (
+        "_image_mixture.py",
+        [f"{IMAGES}::test_densities_are_those_of_full_covariances"],
+        [
+            ("off = alpha**2 * noise", "off = alpha * noise", "alpha for alpha² off the axes"),
+            ("noise + sigma**2  #", "noise + sigma  #", "sigma for sigma² off the axes"),
+            ("on = (alpha**2)[..., None]", "on = alpha[..., None]", "alpha for alpha² on the axes"),
+            ("singular**2, noise**2)", "singular, noise**2)", "an axis's deviation for its variance"),
+            ("singular**2, noise**2)", "singular**2, noise)", "the noise's deviation for its variance"),
+            (
+                "- alpha[..., None] * offsets",
+                "- alpha[..., None] ** 2 * offsets",
+                "axes around means that shrank twice",
+            ),
+            ("- 2 * alpha * (far", "- alpha * (far", "a lost 2 on the cross term of a distance"),
+            ("+ alpha**2 * (means**2)", "+ alpha * (means**2)", "a lost square on the means of a distance"),
+            ("squares = along**2", "squares = along", "a lost square along the axes"),
+            (
+                "(distance - squares.sum(2)) / off",
+                "(distance + squares.sum(2)) / off",
+                "what lies on the axes added, not taken away",
+            ),
+            (
+                "(means.shape[1] - on.shape[2])",
+                "(means.shape[1] + on.shape[2])",
+                "the determinant over d + r, not d − r",
+            ),
+            ("+ on.log().sum(2)", "- on.log().sum(2)", "the sign of the axes' determinant"),
+            ("log_weights - 0.5 * (quadratic", "log_weights - (quadratic", "no half in an image's exponent"),
+            (
+                "x.flatten(1).double() - alpha * centre",
+                "x.flatten(1).double() - centre",
+                "a centre that did not shrink",
+            ),
+        ],
+    ),
+    (
+        "_image_mixture.py",
+        [f"{IMAGES}::test_score_is_the_gradient_and_denoise_is_tweedie"],
+        [
+            ("(alpha * pull) @ means", "pull @ means", "a score without alpha"),
+            ("- pull.sum(1, keepdim=True) * far", "+ pull.sum(1, keepdim=True) * far", "the sign of an image's score"),
+            ("mixing * alpha * noise / off", "mixing * noise / off", "a gain without alpha"),
+            ("(alpha * sigma**2)[..., None]", "(alpha * sigma)[..., None]", "a lost square in the gain along the axes"),
+            ("(mixing - alpha * gain)", "(mixing + alpha * gain)", "the sign of the mean already in x"),
+            ("flat = centre + (mixing", "flat = (mixing", "the centre lost from the denoiser"),
+        ],
+    ),
+    (
+        "_image_mixture.py",
+        [f"{IMAGES}::test_guidance"],
+        [
+            ("plain + scale * (conditional", "conditional + scale * (conditional", "the paper's w for the scale"),
+            ("(conditional - plain)", "(plain - conditional)", "guidance away from the class"),
+        ],
+    ),
+    (
+        "_image_mixture.py",
+        [f"{IMAGES}::test_samples_have_the_stated_moments"],
+        [
+            ("drawn = alpha * means", "drawn = means", "noisy images around means that did not shrink"),
+            ("sigma**2).sqrt()[:, None]", "sigma**2)[:, None]", "images with a variance for a deviation"),
+            ("* spread[k].sqrt())", "* spread[k])", "axes drawn with a variance for a deviation"),
+            ("+= alpha * (wide", "+= (wide", "axes that did not shrink"),
+        ],
+    ),
 ]
 
 MUTANTS = [Mutant(file, tuple(tests), *edit) for file, tests, edits in GROUPS for edit in edits]
@@ -709,14 +953,21 @@ def in_a_process(root: str, tests: tuple[str, ...], log: str):
 def run_tests(context, root: Path, tests) -> tuple[int, str, float]:
     """Run tests against the package in ``root`` up to the first failure: pytest's exit code, output, seconds."""
     began, log = time.perf_counter(), root / "output.txt"
-    process = context.Process(target=in_a_process, args=(str(root), tuple(tests), str(log)))
-    process.start()
-    process.join(LIMIT)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
+    code = exit_code(context.Process(target=in_a_process, args=(str(root), tuple(tests), str(log))), LIMIT)
     output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return process.exitcode, output, time.perf_counter() - began
+    return code, output, time.perf_counter() - began
+
+
+def exit_code(process, limit: float) -> int:
+    """Start a process and wait for it; its exit code, below 0 where it was killed, as it is after ``limit`` seconds."""
+    with ONE_AT_A_TIME:
+        process.start()
+    ended = multiprocessing.connection.wait([process.sentinel], limit)
+    with ONE_AT_A_TIME:
+        if not ended:
+            process.kill()
+        process.join()
+        return process.exitcode
 
 
 def judge(context, snapshot: Path, mutant: Mutant) -> tuple[str, str, float]:
@@ -733,7 +984,7 @@ def judge(context, snapshot: Path, mutant: Mutant) -> tuple[str, str, float]:
     noticed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", output, re.M)
     if code == 1 and noticed:
         return "killed", noticed[1], seconds
-    return "BROKEN", output[-1500:], seconds
+    return "BROKEN", f"exit code {code} after at most {LIMIT} s; {output[-1500:]}", seconds
 
 
 def report(number: int, mutant: Mutant, verdict: str, words: str, seconds: float):

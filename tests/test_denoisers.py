@@ -51,6 +51,37 @@ def test_clipped_recomputes_eps():
     assert (state.x - stale).abs().max() > 0.1
 
 
+class Doubling(torch.nn.Module):
+    """Two channels for one: 0.2, and what eq. 15's v is made from; works in bfloat16 whatever comes."""
+
+    def forward(self, x, t, cond=None):
+        return torch.cat([torch.full_like(x, 0.2), x + 1], 1).bfloat16()
+
+
+def test_a_learned_variance_is_the_second_half_of_the_channels():
+    x, t = torch.randn(5, 3, 4, 4), torch.tensor(0.5)
+    denoiser = Denoiser(Doubling(), S.CosineVP(), "x0", learned_variance=True)
+    x0, v = denoiser.with_variance(x, t)
+    assert x0.shape == v.shape == x.shape and x0.dtype == v.dtype == torch.float32
+    torch.testing.assert_close(x0, torch.full_like(x, 0.2), rtol=1e-2, atol=0)
+    assert torch.equal(x0, denoiser(x, t)) and torch.equal(denoiser.output(x, t), denoiser.outputs(x, t)[0])
+    torch.testing.assert_close(v, 1 / (1 + torch.exp(-x - 1)), rtol=0, atol=0.01)
+    clipped, same = Clipped(denoiser, -0.1, 0.1).with_variance(x, t)
+    assert torch.equal(clipped, torch.full_like(x, 0.1)) and torch.equal(same, v)
+
+
+def test_no_variance_where_none_was_learned():
+    x, t = torch.randn(5, 3), torch.tensor(0.5)
+    plain = Denoiser(torch.nn.Identity(), S.CosineVP(), "v")
+    for denoise in (plain, Clipped(plain)):
+        with refuses(TypeError, "learned_variance=True"):
+            denoise.with_variance(x, t)
+    with refuses(TypeError, "denoise must have with_variance"):
+        Clipped(lambda x, t: x).with_variance(x, t)
+    with refuses(ValueError, "net must have 6 outputs"):
+        Denoiser(lambda x, t, cond: x, S.CosineVP(), "v", learned_variance=True)(x, t)
+
+
 def test_bad_arguments():
     net = torch.nn.Identity()
     with refuses(ValueError, "kind must be one of"):

@@ -458,11 +458,158 @@ def test_a_few_random_steps_estimate_all_of_them():
 
 def test_random_steps_are_unbiased_for_each_sample():
     """Every sample of a batch visits every step equally often, not only the batch as a whole."""
-    ts, weight = torch.arange(5.0, dtype=F64).flip(0), torch.arange(1.0, 5.0, dtype=F64)
-    sums = torch.stack([sum(f for _, f in L._visits(ts, weight, 2, 3)) for _ in range(4000)])
+    weight = torch.arange(1.0, 5.0, dtype=F64)
+    sums = torch.stack([sum(f * weight[i] for i, f in L._visits(4, 2, 3)) for _ in range(4000)])
     torch.testing.assert_close(sums.mean(0), weight.sum().expand(3), rtol=0, atol=4 * sums.std().item() / 4000**0.5)
-    all_steps = list(L._visits(ts, weight, None, 3))
-    assert [t.item() for t, _ in all_steps] == [4, 3, 2, 1] and sum(f for _, f in all_steps) == 10
+    assert [(i.item(), f) for i, f in L._visits(4, None, 3)] == [(i, 1.0) for i in range(4)]
+    visited = torch.cat([i for i, _ in L._visits(6, 3, 4)])
+    assert torch.bincount(visited).tolist() == 6 * [2]  # twelve visits cover six steps evenly
+
+
+# ---- a learned variance ---------------------------------------------------------------------------------------------
+
+
+class Gauss:
+    """The exact denoiser of N(0, std²) in 1-D and, on the grid ts, the exact v; or a given one."""
+
+    def __init__(self, schedule, std, ts, v=None):
+        self.schedule, self.std, self.v = schedule, std, v
+        self.table = {round(t.item(), 9): s for t, s in zip(ts, ts[1:], strict=False)}
+
+    def __call__(self, x, t):
+        alpha, sigma = (check(t).reshape(-1, 1) for check in (self.schedule.alpha, self.schedule.sigma))
+        return alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * x
+
+    def with_variance(self, x, t):
+        v = [exact_v(self.schedule, self.std, self.table[round(u.item(), 9)], u) for u in t.reshape(-1)]
+        v = torch.tensor(v, dtype=x.dtype).reshape(-1, 1) if self.v is None else torch.tensor(self.v, dtype=x.dtype)
+        return self(x, t), v.expand_as(x)
+
+
+def exact_v(schedule, std, s, t):
+    """Where between the logs of the posterior and the forward variance that of q(x_s | x_t) lies, by conditioning."""
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = ((schedule.alpha(u), schedule.sigma(u)) for u in (s, t))
+    step = alpha_t / alpha_s
+    added = sigma_t**2 - step**2 * sigma_s**2
+    prior = alpha_s**2 * std**2 + sigma_s**2
+    exact = 1 / (1 / prior + step**2 / added)
+    posterior = 1 / (1 / sigma_s**2 + step**2 / added)
+    return (math.log(exact / posterior) / math.log(added / posterior)).__float__()
+
+
+@pytest.mark.parametrize("nodes, steps", [(2, None), (5, None), (40, None), (5, 3)])
+@pytest.mark.parametrize("schedule", [S.CosineVP(0.0), S.LinearVP(0.1, 40)], ids=["cosine", "linear"])
+def test_with_the_right_learned_variance_the_bound_is_the_entropy(schedule, nodes, steps):
+    """However few the steps; up to the reconstruction's 1e-7, and the prior's e^-20. The posterior variance costs."""
+    std = 0.5
+    ts = S.linspace(schedule, nodes, t_end=schedule.time_of(torch.tensor(4.0)).item())
+    x0, z, weights = nodes_of(GaussianMixture([1.0], [[0.0]], stds=[std]), 4, 4)
+    want = 0.5 * math.log(2 * math.pi * math.e * std**2)
+
+    def found(variance, v=None, steps=None):
+        bound = elbo(
+            Gauss(schedule, std, ts, v), x0, schedule, ts=ts, variance=variance, noise=lambda x: z, steps=steps
+        )
+        return (bound.total * weights).sum().item()
+
+    if steps:  # few random steps estimate the same
+        runs = torch.tensor([found("learned", None, steps) for _ in range(100)])
+        assert abs(runs.mean() - want) < 4 * runs.std() / len(runs) ** 0.5 + 1e-5
+        return
+    assert found("learned") == pytest.approx(want, abs=1e-5)
+    for v, variance in ((0.0, "posterior"), (1.0, "forward")):
+        assert found("learned", v) == pytest.approx(found(variance), rel=1e-12)
+    assert found("posterior") > want + 1e-2 and found("forward") > want + 3e-4 and found("learned", 0.5) > want + 1e-3
+
+
+class Affine(torch.nn.Module):
+    """A network of two outputs: gain × x, and a number that is learned."""
+
+    def __init__(self, gain, raw=0.0):
+        super().__init__()
+        self.gain, self.raw = (torch.nn.Parameter(torch.tensor(value, dtype=F64)) for value in (gain, raw))
+
+    def forward(self, x, t, cond=None):
+        return torch.cat([self.gain * x, self.raw.expand_as(x)], 1)
+
+
+def affine(schedule, std, t):
+    """The exact denoiser at one time."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    gain = (alpha * std**2 / (alpha**2 * std**2 + sigma**2)).item()
+    return Denoiser(Affine(gain), schedule, "x0", learned_variance=True)
+
+
+@pytest.mark.parametrize("t, step", [(0.5, 0.3), (0.9, 0.05), (0.3, 0.01)])
+def test_the_hybrid_loss_finds_the_exact_variance(t, step):
+    schedule, std = S.CosineVP(0.0), 0.5
+    time = torch.tensor(t, dtype=F64)
+    denoiser = affine(schedule, std, time)
+    x0, z, weights = nodes_of(GaussianMixture([1.0], [[0.0]], stds=[std]), 4, 4)
+    optimizer = torch.optim.LBFGS([denoiser.net.raw], line_search_fn="strong_wolfe", tolerance_grad=1e-12, max_iter=100)
+
+    def value():
+        optimizer.zero_grad()
+        losses = L.hybrid_loss(denoiser, x0, time.expand(len(x0)), z, step=step, scale=1.0, per_sample=True)
+        (losses @ weights).backward()
+        return losses @ weights
+
+    optimizer.step(value)
+    assert denoiser.net.raw.sigmoid().item() == pytest.approx(exact_v(schedule, std, time - step, time), abs=1e-4)
+
+
+def test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone():
+    schedule = S.DiscreteVP.linear(20, 1e-3, 0.4)
+    t, x0, z = torch.tensor([1.0, 5.0, 20.0], dtype=F64), *torch.randn(2, 3, 1, dtype=F64)
+    denoiser = Denoiser(Affine(0.3, 0.7), schedule, "v", learned_variance=True)
+    L.hybrid_loss(denoiser, x0, t, z, step=1, scale=100.0).backward()
+    mean, variance = denoiser.net.gain.grad.clone(), denoiser.net.raw.grad.clone()
+    denoiser.zero_grad()
+    simple_loss(denoiser, x0, t, z).backward()
+    torch.testing.assert_close(mean, denoiser.net.gain.grad)
+    assert denoiser.net.raw.grad is None or denoiser.net.raw.grad == 0
+    assert variance.abs() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "schedule, step", [(S.DiscreteVP.linear(20, 1e-3, 0.4), 1), (S.DiscreteVP.linear(20, 1e-3, 0.4), 4)]
+)
+def test_the_hybrid_loss_s_bound_is_the_elbo_without_its_prior(schedule, step):
+    """Averaged over the nodes, in nats per dimension, with a variance that is not exact; elbo has no part in it."""
+    denoiser = Denoiser(Affine(0.3, 0.7), schedule, "v", learned_variance=True)
+    nodes, (x0, z) = torch.arange(1.0, 21, dtype=F64), torch.randn(2, 6, 2, dtype=F64)
+    parts = []
+    for t in nodes:
+        both = L.hybrid_loss(denoiser, x0, t.expand(6), z, step=step, scale=2.0, per_sample=True)
+        parts.append((both - simple_loss(denoiser, x0, t.expand(6), z, per_sample=True)) / 2)
+    chains = [torch.arange(20.0 - offset, 0, -step, dtype=F64) for offset in range(step)]
+    bounds = [elbo(denoiser, x0, ts=chain, variance="learned", noise=lambda x: z) for chain in chains]
+    want = sum(bound.reconstruction + bound.diffusion for bound in bounds) / len(bounds) / 2
+    torch.testing.assert_close(torch.stack(parts).mean(0).detach(), want)
+    wrong = torch.stack(parts).mean(0) / math.log(2)  # bits
+    assert ((wrong - want).abs() > 0.1 * want.abs()).all()
+
+
+def test_losses_per_sample_have_the_loss_as_their_mean():
+    schedule, t, (x0, z) = S.CosineVP(), torch.linspace(0.1, 0.9, 5, dtype=F64), torch.randn(2, 5, 1, 2, 2, dtype=F64)
+    denoiser = Denoiser(Affine(0.3), schedule, "v", learned_variance=True)
+    hybrid = functools.partial(L.hybrid_loss, step=0.01)
+    weighted = functools.partial(simple_loss, weight=lambda t: 1 + t)
+    for loss in (simple_loss, hybrid, weighted):
+        each = loss(denoiser, x0, t, z, per_sample=True)
+        assert each.shape == (5,)
+        torch.testing.assert_close(each.mean(), loss(denoiser, x0, t, z))
+        torch.testing.assert_close(each[2:3], loss(denoiser, x0[2:3], t[2:3], z[2:3], per_sample=True))
+
+
+def test_hybrid_loss_refuses():
+    x0, t = torch.ones(3, 1), torch.full((3,), 0.5)
+    denoiser = Denoiser(Affine(0.3).float(), S.CosineVP(), "v", learned_variance=True)
+    for options, message in (({"step": 0.0}, "step"), ({"step": 0.1, "scale": -1.0}, "scale")):
+        with refuses(ValueError, message):
+            L.hybrid_loss(denoiser, x0, t, **options)
+    with refuses(TypeError, "learned_variance=True"):
+        L.hybrid_loss(Denoiser(Zero(), S.CosineVP(), "v"), x0, t, step=0.1)
 
 
 def test_bound_of_pixels():
@@ -503,7 +650,8 @@ def test_a_denoiser_brings_its_schedule_and_the_data_may_follow_or_not(mixture):
         ({"ts": torch.tensor([1.5, 0.5])}, ValueError, "ts must lie"),
         ({"ts": torch.tensor([0.5, float("nan")])}, ValueError, "ts must be finite"),
         ({"ts": torch.tensor([[0.5, 0.1]])}, ValueError, "shape"),
-        ({"variance": "learned"}, ValueError, "variance"),
+        ({"variance": "small"}, ValueError, "variance"),
+        ({"variance": "learned"}, TypeError, "denoise must have with_variance"),
         ({"steps": 0}, ValueError, "steps"),
         ({"bins": 1}, ValueError, "bins"),
         ({"schedule": None}, TypeError, "schedule"),

@@ -2,7 +2,14 @@
 
 import difflib
 import math
+import multiprocessing
 import re
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 import mutants
@@ -18,8 +25,9 @@ from companion.nets import MLP, UNet
 from companion.nets.unet import Attention, ResBlock
 from companion.predictions import KINDS
 from companion.samplers import nodes, sample, start
+from companion.times import antithetic
 from companion.toy import GaussianMixture, swiss_roll
-from companion.training import EMA, draw_times, train
+from companion.training import EMA, train
 from companion.verify import verify
 
 TOKEN = re.compile(r"\w+|\*\*|//|[<>=!+]=|\S")
@@ -59,6 +67,39 @@ def test_a_snippet_that_is_gone_is_named():
     gone = mutants.Mutant("toy.py", (), "no such line", "", "nothing")
     with pytest.raises(ValueError, match=r"companion/toy.py must hold 'no such line' exactly once; .* 0 times"):
         mutants.mutate(mutants.ROOT, gone)
+
+
+def test_no_exit_code_is_read_twice(monkeypatch):
+    """A process starts, and looks at all others, between the moment when one is seen to end and its code being read."""
+    read, reading, calls = forkserver.read_signed, threading.Event(), iter(range(100))
+
+    def slow(pipe):
+        if next(calls) == 1:  # 0 is the process's id, at its start
+            reading.set()
+            time.sleep(0.5)
+        return read(pipe)
+
+    monkeypatch.setattr(forkserver, "read_signed", slow)
+    context = multiprocessing.get_context("forkserver")
+    with ThreadPoolExecutor(1) as pool:
+        one = pool.submit(mutants.exit_code, context.Process(target=sys.exit, args=(1,)), 60)
+        assert reading.wait(60)
+        assert mutants.exit_code(context.Process(target=sys.exit, args=(3,)), 60) == 3
+        assert one.result() == 1
+
+
+def test_what_takes_too_long_is_killed_and_is_no_verdict(monkeypatch):
+    context = multiprocessing.get_context("forkserver")
+    assert mutants.exit_code(context.Process(target=time.sleep, args=(60,)), 0.2) == -signal.SIGKILL
+    for code, output, want in [
+        (-9, "", "BROKEN"),
+        (2, "ERROR tests/test_toy.py", "BROKEN"),
+        (1, "", "BROKEN"),
+        (1, "FAILED tests/test_toy.py::test_a - assert 1 == 2", "killed"),
+        (0, "", "SURVIVED"),
+    ]:
+        monkeypatch.setattr(mutants, "run_tests", lambda *_, found=(code, output, 1.0): found)
+        assert mutants.judge(context, mutants.ROOT, mutants.MUTANTS[0])[0] == want
 
 
 def test_list_and_pattern(capsys):
@@ -197,7 +238,7 @@ def test_integer_grids_that_do_not_divide_the_table(steps):
 
 
 def test_times_cover_a_schedule_that_starts_late():
-    t = draw_times(Late(), 1000).double()
+    t = antithetic(Late(), 1000).t.double()
     assert t.min() >= 0.2 and t.max() <= 0.9
     assert (((t - 0.2) / 0.7 * 1000 - torch.arange(1000)).clamp(0, 1) - 0.5).abs().max() <= 0.5
     assert stats.kstest(t.numpy(), stats.uniform(0.2, 0.7).cdf).statistic < 2e-3

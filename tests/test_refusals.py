@@ -8,6 +8,7 @@ import torch
 from conftest import refuses
 
 from companion import (
+    bench,
     data,
     denoisers,
     exercises,
@@ -19,6 +20,7 @@ from companion import (
     metrics,
     nets,
     predictions,
+    times,
     toy,
     training,
     verify,
@@ -51,6 +53,7 @@ TABLE_OF_ERRORS = {
     "schedules.LinearVP": (lambda: S.LinearVP(0.0), ValueError, "beta_min"),
     "schedules.CosineVP": (lambda: S.CosineVP(-1.0), ValueError, "s must be"),
     "schedules.DiscreteVP": (lambda: S.DiscreteVP([0.5, 0.9]), ValueError, "alphas_cumprod"),
+    "schedules.LinearLogSNR": (lambda: S.LinearLogSNR(1.0, 2.0), ValueError, "most"),
     "schedules.VE": (lambda: S.VE(2.0, 1.0), ValueError, "sigma_max"),
     "schedules.RectifiedFlow": (lambda: S.RectifiedFlow().time_of(torch.tensor(NAN)), ValueError, "half_log_snr"),
     "schedules.linspace": (lambda: S.linspace(SCHEDULE, 0), ValueError, "steps"),
@@ -88,7 +91,13 @@ TABLE_OF_ERRORS = {
     ),
     "losses.interpolated_variance": (lambda: losses.interpolated_variance(X, 0.0, 1.0), ValueError, "posterior_var"),
     "losses.step_weights": (lambda: losses.step_weights(SCHEDULE, UP), ValueError, "ts must"),
+    "losses.continuous_elbo": (
+        lambda: losses.continuous_elbo(MODEL, X, most=0.0, least=1.0),
+        ValueError,
+        "most must be above least",
+    ),
     "losses.elbo": (lambda: losses.elbo(MODEL, X, ts=GRID, steps=0), ValueError, "steps"),
+    "losses.hybrid_loss": (lambda: losses.hybrid_loss(MODEL, X, torch.ones(3), step=0), ValueError, "step"),
     "losses.bits_per_dim": (lambda: losses.bits_per_dim(X, 2, bin_width=0.0), ValueError, "bin_width"),
     "samplers.nodes": (lambda: A.nodes(SCHEDULE, UP, X), ValueError, "ts must decrease"),
     "samplers.ddim": (walk(A.ddim), ValueError, "ts must decrease"),
@@ -97,11 +106,19 @@ TABLE_OF_ERRORS = {
     "samplers.invert": (walk(A.invert, torch.tensor([0.5, 0.0])), ValueError, "ts must end"),
     "samplers.sample": (lambda: A.sample(DENOISE, SCHEDULE, X.long(), GRID), TypeError, "x must be"),
     "samplers.start": (lambda: A.start(SCHEDULE, [0.5, 0.1], (3, 2)), TypeError, "ts must be"),
+    "nets.Classifier": (lambda: nets.Classifier(width=12), ValueError, "width"),
+    "times.uniform": (lambda: times.uniform(SCHEDULE, 0), ValueError, "n must be"),
+    "times.antithetic": (lambda: times.antithetic(SCHEDULE, 0), ValueError, "n must be"),
+    "times.Importance": (lambda: times.Importance(SCHEDULE, uniform_share=0.0), ValueError, "uniform_share"),
     "nets.MLP": (lambda: nets.MLP(0), ValueError, "dim"),
     "nets.UNet": (lambda: nets.UNet(width=12), ValueError, "width"),
     "nets.timestep_embedding": (lambda: nets.timestep_embedding(torch.ones(3), 7), ValueError, "dim"),
     "training.EMA": (lambda: training.EMA(MODEL, 1.0), ValueError, "decay"),
-    "training.draw_times": (lambda: training.draw_times(SCHEDULE, 0), ValueError, "n must be"),
+    "training.sample_grid": (
+        lambda: training.sample_grid(MODEL, "x.png", shape=(3, 2, 8, 8), ts=GRID),
+        ValueError,
+        "shape must be",
+    ),
     "training.train": (lambda: next(training.train(MODEL, X / 0, steps=1)), ValueError, "x0 must be finite"),
     "training.budget": (lambda: training.budget(0, 0), ValueError, "full"),
     "data.digits": (lambda: data.digits("dev"), ValueError, "split"),
@@ -110,7 +127,10 @@ TABLE_OF_ERRORS = {
     "metrics.sliced_wasserstein": (lambda: metrics.sliced_wasserstein(X, X[:, :1]), ValueError, "y"),
     "metrics.mmd": (lambda: metrics.mmd(X / 0, X), ValueError, "x"),
     "metrics.median_distance": (lambda: metrics.median_distance(X[:0], X), ValueError, "x"),
+    "metrics.frechet_distance": (lambda: metrics.frechet_distance(X[:1], X), ValueError, "x"),
+    "metrics.precision_recall": (lambda: metrics.precision_recall(X, X, k=0), ValueError, "k must be"),
     "metrics.two_sample_test": (lambda: metrics.two_sample_test(X, X, permutations=0), ValueError, "permutations"),
+    "bench.load": (lambda: bench.load("nothing"), ValueError, "name"),
     "zoo.card": (lambda: zoo.card("nothing"), ValueError, "name"),
     "zoo.load": (lambda: zoo.load("nothing"), ValueError, "name"),
     "zoo.build": (
@@ -139,20 +159,21 @@ TABLE_OF_ERRORS = {
 
 # What takes no argument that could be wrong, or is called by the functions above after their own checks.
 EXEMPT = {
+    "bench": {"names"},
     "data": {"cache_folder"},
     "explore": {"Control", "Explorer", "check_alive", "dedupe"},
     "figures": {"style", "in_ipython", "text", "need_figure"},
     "forward": {"Gaussian", "Coefficients"},
     "gpu": {"device", "describe"},
     "losses": {"Bound", "StepWeights"},
+    "metrics": {"PrecisionRecall"},
     "samplers": {"State", "Node", "fresh_noise", "transfer"},
-    "training": {"Progress"},
+    "times": {"Times"},
+    "training": {"Progress", "distributed", "rank"},
     "zoo": {"names"},
 }
-MODULES = (
-    "toy schedules predictions forward denoisers losses samplers nets training data metrics zoo gpu verify".split()
-)
-MODULES += ["exercises", "figures", "explore"]
+MODULES = "toy schedules predictions forward denoisers losses samplers nets times training data metrics zoo gpu".split()
+MODULES += ["bench", "verify", "exercises", "figures", "explore"]
 
 
 def public(name):

@@ -101,6 +101,79 @@ def test_measured_order(sampler, name, mixture):
     assert abs(orders[-1] - sampler.order) < 0.1, orders
 
 
+class Wide:
+    """The exact denoiser of N(0, variance) in 1-D, with the share v at which a step to s has the exact variance."""
+
+    def __init__(self, schedule, variance, ts, v=None):
+        self.schedule, self.variance, self.v = schedule, variance, v
+        self.after = dict(zip(ts[:-1].tolist(), ts[1:], strict=True))
+
+    def __call__(self, x, t):
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return alpha * self.variance / (alpha**2 * self.variance + sigma**2) * x
+
+    def with_variance(self, x, t):
+        """By conditioning the joint Gaussian of (x_s, x_t), not from q(x_s | x_t, x_0)."""
+        if self.v is not None:
+            return self(x, t), torch.full_like(x, self.v)
+        s = self.after[t.item()]
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = ((self.schedule.alpha(u), self.schedule.sigma(u)) for u in (s, t))
+        if sigma_s == 0:
+            return self(x, t), torch.full_like(x, math.nan)  # is not used
+        step = alpha_t / alpha_s
+        added = sigma_t**2 - step**2 * sigma_s**2
+        of_s = alpha_s**2 * self.variance + sigma_s**2
+        exact = of_s - (step * of_s) ** 2 / (step**2 * of_s + added)
+        posterior = added * sigma_s**2 / sigma_t**2
+        v = (exact / posterior).log() / (added / posterior).log()
+        return self(x, t), v.expand_as(x)
+
+
+def variance_left(denoise, schedule, ts, variance, start):
+    """The walk is linear in its start and its draws: one row each, and the sum of squares is the variance."""
+    draws = iter(range(1, len(ts)))
+
+    def noise(x):
+        z = torch.zeros_like(x)
+        z[next(draws)] = 1.0
+        return z
+
+    x = torch.zeros(len(ts), 1, dtype=torch.float64)
+    x[0] = start**0.5
+    return sample(denoise, schedule, x, ts, sampler=ancestral, variance=variance, noise=noise).square().sum().item()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 40])
+@pytest.mark.parametrize("name", ["linear", "cosine", "table-cosine"])
+def test_the_right_learned_variance_is_exact_for_any_number_of_steps(name, steps):
+    """On Gaussian data narrower than the prior's; the two fixed variances need many steps to come near."""
+    schedule, variance = SCHEDULES[name], 0.25
+    ts = grid(schedule, steps)
+    if name == "table-cosine":
+        ts = ts.round()
+    alpha, sigma = schedule.alpha(ts[[0, -1]]), schedule.sigma(ts[[0, -1]])
+    start, want = (alpha**2 * variance + sigma**2).tolist()
+    denoise = Wide(schedule, variance, ts)
+    assert variance_left(denoise, schedule, ts, "learned", start) == pytest.approx(want, rel=1e-9)
+    wrong = [variance_left(denoise, schedule, ts, v, start) for v in ("posterior", "forward")]
+    wrong.append(variance_left(Wide(schedule, variance, ts, 0.5), schedule, ts, "learned", start))  # half-way, always
+    assert min(abs(w / want - 1) for w in wrong) > 0.02 / steps
+    assert wrong[0] < want < wrong[1]
+    for v, same in ((0.0, wrong[0]), (1.0, wrong[1])):  # the ends of eq. 15 are the fixed ones
+        found = variance_left(Wide(schedule, variance, ts, v), schedule, ts, "learned", start)
+        assert found == pytest.approx(same, rel=1e-9)
+
+
+def test_a_learned_variance_draws_nothing_on_the_last_step_to_the_data():
+    schedule, drawn = S.CosineVP(), []
+    ts = S.linspace(schedule, 5)
+    noise = lambda x: drawn.append(1) or torch.randn_like(x)  # noqa: E731
+    x = torch.randn(4, 1, dtype=torch.float64)
+    *_, state = ancestral(Wide(schedule, 0.25, ts), schedule, x, ts, variance="learned", noise=noise)
+    assert len(drawn) == 4 and torch.isfinite(state.x).all()
+    torch.testing.assert_close(state.x, state.x0, atol=1e-12, rtol=1e-12)
+
+
 def gaussian_variance(schedule, ts, eta, variance):
     """The variance that eta-DDIM leaves of N(0, variance) data, by the affine recursion: no Monte Carlo."""
     a, s = schedule.alpha(ts).tolist(), schedule.sigma(ts).tolist()
@@ -190,7 +263,7 @@ def test_a_table_of_nodes_is_enough(sampler, table, mixture):
 def test_no_noise_on_the_last_step(sampler, schedule):
     point = torch.tensor([0.5, -0.25], dtype=torch.float64)
     ts = S.linspace(schedule, 10)
-    clean = not isinstance(schedule, S.VE)  # the variance-exploding schedule ends at sigma_min, and keeps that
+    clean = not isinstance(schedule, S.VE | S.LinearLogSNR)  # these two end with a little noise, and keep it
     options = {"eta": 1.0} if sampler is ddim else {"variance": "forward" if clean else "posterior"}
     x = start(schedule, ts, (100, 2), dtype=torch.float64)
     end = sample(lambda x, t: point.expand_as(x), schedule, x, ts, sampler=sampler, **options)
@@ -264,6 +337,8 @@ def test_other_bad_arguments(mixture):
         sample(denoise, schedule, x, ts, eta=1.5)
     with refuses(ValueError, "variance"):
         sample(denoise, schedule, x, ts, sampler=ancestral, variance="small")
+    with refuses(TypeError, "denoise must have with_variance"):
+        sample(denoise, schedule, x, ts, sampler=ancestral, variance="learned")
     with refuses(ValueError, "sigma > 0"):
         sample(denoise, schedule, x, ts, sampler=invert)
     with refuses(TypeError, "x must be a floating"):

@@ -1,20 +1,26 @@
-"""Training: it learns, it resumes to the very same weights after kill −9, it covers the times evenly."""
+"""Training: it learns, it resumes to the very same weights after kill −9, several processes do what one does."""
 
+import functools
+import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from conftest import refuses
 
+from companion import data, times
 from companion import schedules as S
 from companion.denoisers import Denoiser
-from companion.nets import MLP
+from companion.losses import hybrid_loss, simple_loss
+from companion.nets import MLP, UNet
 from companion.samplers import sample, start
-from companion.training import EMA, Progress, budget, draw_times, train
+from companion.training import EMA, Progress, budget, rank, sample_grid, train
 
 
 def make(seed=0, kind="v"):
@@ -59,12 +65,14 @@ def test_same_seed_same_weights_other_seed_others(mixture):
 SCRIPT = textwrap.dedent("""
     import sys, time, torch
     sys.path.insert(0, {here!r})
-    from test_training import make, EMA, train
+    from test_training import make, times, EMA, train
     from companion.toy import GaussianMixture
     torch.set_num_threads(1)
     x0 = GaussianMixture.four().sample(500, generator=torch.Generator().manual_seed(0)).float()
     model = make(); ema = EMA(model)
-    for progress in train(model, x0, steps=60, ema=ema, checkpoint=sys.argv[1], checkpoint_every=7, progress=False):
+    learning = times.Importance(model.schedule, bins=5, history=2)
+    keep = dict(checkpoint=sys.argv[1], checkpoint_every=7, metrics=sys.argv[2] + ".jsonl", metrics_every=5)
+    for progress in train(model, x0, steps=60, ema=ema, times=learning, progress=False, **keep):
         print(progress.step, flush=True)
         time.sleep(float(sys.argv[3]))
     torch.save([p.detach() for m in (model, ema.model) for p in m.parameters()], sys.argv[2])
@@ -87,12 +95,298 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     process.kill()  # SIGKILL
     process.wait()
     assert (tmp_path / "cut.pt").exists() and not (tmp_path / "cut").exists()
+    with open(tmp_path / "cut.jsonl", "a") as file:
+        file.write('{"step": ')  # as if it had died within a line
     again = run("cut.pt", "cut", 0)
     first = int(again.stdout.readline())
     again.communicate()
     assert again.returncode == 0 and 1 < first <= stop + 1, (first, stop)
     whole, cut = (torch.load(tmp_path / name) for name in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
+    whole, cut = (lines(tmp_path / f"{name}.jsonl") for name in ("whole", "cut"))
+    assert [line["step"] for line in cut] == list(range(5, 61, 5))
+    for key in ("step", "loss", "lr", "grad_norm"):  # an interval that was cut in two has the mean of both parts
+        assert [line[key] for line in whole] == [line[key] for line in cut], key
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_metrics_are_means_over_their_interval(tmp_path):
+    path, seen = tmp_path / "a" / "metrics.jsonl", []
+    x0 = torch.randn(100, 2)
+    losses = [p.loss.item() for p in train(make(), x0, steps=25, metrics=path, metrics_every=10, progress=False)]
+    found = lines(path)
+    assert [line["step"] for line in found] == [10, 20, 25]
+    for line, part in zip(found, (losses[:10], losses[10:20], losses[20:]), strict=True):
+        assert line["loss"] == pytest.approx(sum(part) / len(part), rel=1e-6)
+        assert line["seconds"] > 0 and line["images_per_second"] > 0
+    assert found[0]["lr"] == pytest.approx(1e-3 * 0.1 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 9 / 25)).item()))
+
+    def norms(denoiser, *batch):
+        value = simple_loss(denoiser, *batch)
+        gradients = torch.autograd.grad(value, list(denoiser.parameters()), retain_graph=True)
+        seen.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+        return value
+
+    list(train(make(), x0, steps=25, metrics=path, metrics_every=10, clip=1e-3, loss=norms, progress=False))
+    assert [line["step"] for line in lines(path)] == [10, 20, 25]  # from the start: none of the old lines
+    assert lines(path)[0]["grad_norm"] == pytest.approx(sum(seen[:10]) / 10, rel=1e-4)  # before they are clipped
+
+
+def test_times_that_learn_are_told_the_losses_before_they_are_weighted():
+    told = []
+
+    class Twice(times.Importance):
+        def __call__(self, n, **options):
+            t = times.uniform(self.schedule, n, **options).t
+            return times.Times(t, torch.full_like(t, 2.0))
+
+        def update(self, t, losses):
+            told.append(losses.mean().item())
+            assert losses.shape == t.shape == (64,)
+
+    schedule = S.CosineVP()
+    x0 = torch.randn(100, 2)
+    options = {"steps": 8, "batch": 64, "progress": False}
+    weighted = [p.loss.item() for p in train(make(), x0, times=Twice(schedule), **options)]
+    assert weighted == pytest.approx([2 * value for value in told], rel=1e-6)
+    # even times, by name, with the mean taken outside the loss: the same steps, to rounding
+    one, other = make(), make()
+    list(train(one, x0, **options))
+    list(train(other, x0, times=functools.partial(times.antithetic, schedule), **options))
+    torch.testing.assert_close(weights(one), weights(other), atol=1e-6, rtol=1e-4)
+
+
+def test_importance_and_the_hybrid_loss_train_together():
+    schedule = S.CosineVP()
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mlp = MLP(4, 32, 2)
+
+        def forward(self, x, t, cond=None):
+            return self.mlp(torch.cat([x, 0 * x], 1), t)
+
+    x0 = 1 + 0.2 * torch.randn(500, 2)
+    torch.manual_seed(0)
+    model = Denoiser(Net(), schedule, "v", learned_variance=True)
+    learning = times.Importance(schedule, bins=10, history=3)
+    loss = functools.partial(hybrid_loss, step=0.01)
+    found = [p.loss for p in train(model, x0, steps=100, lr=1e-2, loss=loss, times=learning, progress=False)]
+    assert (learning.counts >= 3).all() and torch.stack(found[-10:]).mean() < torch.stack(found[:10]).mean()
+    assert learning.probabilities().std() > 0.01
+
+
+def test_bfloat16_works_in_its_own_type_and_trains_nearly_the_same():
+    x0, seen, ends = torch.randn(500, 2), [], []
+
+    def loss(denoiser, *batch):
+        value = simple_loss(denoiser, *batch)
+        seen.append(value.dtype)
+        return value
+
+    def record(module, arguments, output):
+        seen.append(output.dtype)
+
+    for autocast in (None, torch.bfloat16):
+        model = make()
+        model.net.layers[2].register_forward_hook(record)
+        list(train(model, x0, steps=100, loss=loss, lr=3e-3, warmup=10, autocast=autocast, progress=False))
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        ends.append(weights(model))
+    assert seen == 200 * [torch.float32] + 100 * [torch.bfloat16, torch.float32]
+    start = weights(make())
+    assert 0 < (ends[0] - ends[1]).norm() < 0.2 * (ends[0] - start).norm()
+
+
+def test_float16_scales_its_gradients_and_resumes(tmp_path):
+    """Where there is no GPU too: gradients that float16 cannot hold come through, and the scale is kept."""
+    x0, path = torch.randn(500, 2), tmp_path / "a.pt"
+    model, plain = make(), make()
+    options = {"steps": 12, "lr": 3e-3, "warmup": 2, "progress": False}
+    tiny = lambda denoiser, *batch: 1e-6 * simple_loss(denoiser, *batch)  # noqa: E731
+    list(train(model, x0, loss=tiny, autocast=torch.float16, checkpoint=path, **options))
+    list(train(plain, x0, loss=tiny, **options))
+    moved = weights(plain) - weights(make())
+    assert (weights(model) - weights(plain)).norm() < 0.1 * moved.norm()
+    assert torch.load(path)["scaler"]["scale"] > 1
+    with refuses(ValueError, "another autocast"):
+        next(train(make(), x0, **options, checkpoint=path))
+
+
+def test_a_grid_of_samples_is_a_picture_and_leaves_training_alone(tmp_path):
+    from PIL import Image
+
+    torch.manual_seed(0)
+    x0 = torch.rand(64, 1, 8, 8) * 2 - 1
+    model, same = (Denoiser(UNet(1, 8, (1,), dropout=0.1), S.CosineVP(), "v") for _ in range(2))
+    same.load_state_dict(model.state_dict())
+    ts = S.linspace(model.schedule, 3)
+    for one in (model, same):
+        torch.manual_seed(1)  # dropout's draws
+        for progress in train(one, x0, steps=6, batch=8, progress=False):
+            if one is model and progress.step % 3 == 0:
+                assert sample_grid(
+                    model, tmp_path / "grids" / f"{progress.step}.png", shape=(5, 1, 8, 8), ts=ts
+                ).exists()
+                assert model.training
+    assert torch.equal(weights(model), weights(same))
+    generator = torch.Generator().manual_seed(0)
+    x = start(model.schedule, ts, (5, 1, 8, 8), generator=generator)
+    want = ((sample(model.eval(), model.schedule, x, ts).clamp(-1, 1) + 1) * 127.5).round()
+    again = sample_grid(model, tmp_path / "again.png", shape=(5, 1, 8, 8), ts=ts, columns=3)
+    with Image.open(again) as picture:
+        pixels = torch.from_numpy(np.array(picture))
+    assert pixels.shape == (20, 30)  # two rows of three, a white frame around each
+    assert (pixels[11:19, 11:19] - want[4, 0]).abs().max() <= 1 and (pixels[10:, 20:] == 255).all()
+    colour = Denoiser(UNet(3, 8, (1,)), S.CosineVP(), "v")
+    with Image.open(sample_grid(colour, tmp_path / "colour.webp", shape=(2, 3, 8, 8), ts=ts)) as picture:
+        assert picture.mode == "RGB" and picture.size == (80, 10)
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+AVERAGED = torch.nn.parallel.DistributedDataParallel
+
+
+def summed(model):
+    """Gradients added up over the processes instead of averaged."""
+    from torch import distributed as dist
+
+    def hook(_, bucket):
+        return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+    model.register_comm_hook(None, hook)
+    return model
+
+
+def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None):
+    """Train on digits in as many processes as torchrun started; rank 0 writes the weights.
+
+    In float64, as AdamW makes a whole step of a gradient that is nothing but rounding: a bias that is normalised away
+    has one.
+    """
+    from companion import training
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    images, labels = data.digits("train")
+    model = Denoiser(UNet(1, 8, (1, 2), classes=10), S.CosineVP(), "v").double()
+    torch.nn.init.normal_(model.net.out.weight, std=0.1)
+    ema, learning = EMA(model, 0.9), times.Importance(model.schedule, bins=3, history=4)
+    options = {"steps": steps, "batch": 16, "warmup": 5, "cond": labels[:200], "ema": ema, "times": learning}
+    options |= {"metrics": f"{folder}/{name}.jsonl", "metrics_every": 5, "progress": False, "clip": 0.5}
+    options |= {"checkpoint": checkpoint, "checkpoint_every": 5} if checkpoint else {}
+    if wrong == "own batches":
+        options["seed"] = rank()
+    if wrong == "a sum":
+        torch.nn.parallel.DistributedDataParallel = lambda *arguments, **words: summed(AVERAGED(*arguments, **words))
+    losses = []
+    for progress in training.train(model, images[:200].double(), **options):
+        losses.append(progress.loss.item())
+        if progress.step == stop:
+            break
+    torch.nn.parallel.DistributedDataParallel = AVERAGED
+    if rank() == 0:
+        state = {"losses": losses, "model": weights(model), "ema": weights(ema.model), "counts": learning.counts}
+        torch.save(state, f"{folder}/{name}")
+
+
+LAUNCH = textwrap.dedent("""
+    import sys
+    sys.path.insert(0, {here!r})
+    from test_training import several
+    from companion.training import distributed
+    with distributed():
+        for options in {runs!r}:
+            several({folder!r}, **options)
+""")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """One process's training and, in the same folder, all that two of them do; started as torchrun starts them."""
+    folder = tmp_path_factory.mktemp("processes")
+    several(folder, 20, name="alone")
+    a, b = (str(folder / name) for name in ("a.pt", "b.pt"))
+    runs = [
+        {"steps": 20, "name": "two"},
+        {"steps": 6, "name": "own batches", "wrong": "own batches"},
+        {"steps": 6, "name": "a sum", "wrong": "a sum"},
+        {"steps": 8, "name": "whole", "checkpoint": a},
+        {"steps": 8, "name": "cut", "checkpoint": b, "stop": 6},
+        {"steps": 8, "name": "again", "checkpoint": b},
+    ]
+    script = LAUNCH.format(here=os.path.dirname(__file__), folder=str(folder), runs=runs)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    told |= {"OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", script], env=os.environ | told | {"RANK": i, "LOCAL_RANK": i})
+        for i in ("0", "1")
+    ]
+    try:
+        assert [process.wait(240) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    return folder
+
+
+def test_two_processes_train_what_one_does(both):
+    alone, two = torch.load(both / "alone"), torch.load(both / "two")
+    for key in ("model", "ema"):
+        assert (two[key] - alone[key]).abs().max() < 1e-7, key
+    assert two["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+    assert torch.equal(two["counts"], alone["counts"]) and (two["counts"] > 4).all()
+    one, other = lines(both / "alone.jsonl"), lines(both / "two.jsonl")
+    assert [line["step"] for line in one] == [line["step"] for line in other] == [5, 10, 15, 20]
+    for a, b in zip(one, other, strict=True):
+        assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["own batches", "a sum"])
+def test_wrong_processes_do_not(both, wrong):
+    """Nearly scale-free as AdamW is, the norm of the gradients shows a sum."""
+    alone, found = (lines(both / f"{name}.jsonl")[0]["grad_norm"] for name in ("alone", wrong))
+    assert abs(found / alone - 1) > 1e-3
+    alone, found = (torch.load(both / name)["losses"][5] for name in ("alone", wrong))
+    assert abs(found / alone - 1) > 1e-4
+
+
+def test_two_processes_resume(both):
+    """Each from the one checkpoint: the end is the same, and the log has no line twice."""
+    whole, again = torch.load(both / "whole"), torch.load(both / "again")
+    generators = torch.load(both / "a.pt")["global_generators"]
+    assert len(generators) == 2 and not torch.equal(*generators)  # dropout's draws differ
+    assert torch.load(both / "cut")["losses"] == whole["losses"][:6]
+    assert again["losses"] == pytest.approx(whole["losses"][5:], rel=1e-9)
+    assert (again["model"] - whole["model"]).abs().max() < 1e-9
+    assert [line["step"] for line in lines(both / "again.jsonl")] == [8]
+
+
+def test_a_batch_is_shared_out_evenly(monkeypatch):
+    from companion import training
+
+    monkeypatch.setattr(training, "_world", lambda: 3)
+    with refuses(ValueError, "batch must be divisible by the 3 processes; got 128"):
+        next(train(make(), torch.zeros(10, 2), steps=5))
+
+
+@pytest.mark.parametrize("arguments", [["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], []])
+def test_recipes_run_under_torchrun(arguments):
+    """The module starts, and hands the command line on, in every process."""
+    process = subprocess.run(
+        [sys.executable, *arguments, "-m", "companion.train", "digits", "--help"], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("usage: companion.train digits") == (2 if arguments else 1)
 
 
 def test_ema_is_the_weighted_mean():
@@ -108,15 +402,6 @@ def test_ema_is_the_weighted_mean():
     assert not ema.model.weight.requires_grad and ema.model.weight is not model.weight
 
 
-def test_times_are_even():
-    for schedule in (S.CosineVP(), S.VE()):
-        t = draw_times(schedule, 1000)
-        assert ((t * 1000).floor() == torch.arange(1000)).float().mean() > 0.99
-    t = draw_times(S.DiscreteVP.linear(10), 1000)
-    assert sorted(set(t.tolist())) == list(range(1, 11))
-    assert (torch.bincount(t.long())[1:] - 100).abs().max() <= 1
-
-
 def test_budget(monkeypatch):
     monkeypatch.delenv("COMPANION_QUICK", raising=False)
     assert budget(100, 5) == 100
@@ -129,6 +414,8 @@ def test_bad_arguments(tmp_path):
     for arguments, message in [
         (dict(steps=0), "steps"),
         (dict(steps=5, batch=-1), "batch"),
+        (dict(steps=5, metrics_every=0), "metrics_every"),
+        (dict(steps=5, autocast=torch.float64), "autocast"),
         (dict(steps=5, cond=torch.zeros(3, dtype=torch.int64)), "cond"),
     ]:
         with refuses(ValueError, message):
@@ -147,6 +434,15 @@ def test_bad_arguments(tmp_path):
     list(train(make(), x0, steps=10, checkpoint=path, progress=False))
     with refuses(ValueError, "past steps"):
         next(train(make(), x0, steps=5, checkpoint=path, progress=False))
+    with refuses(ValueError, "without times that learn"):
+        learning = times.Importance(S.CosineVP())
+        next(train(make(), x0, steps=20, checkpoint=path, times=learning, progress=False))
+    with refuses(ValueError, "loss and t"):
+        mean = lambda *batch, per_sample: simple_loss(*batch)  # noqa: E731
+        next(train(make(), x0, steps=5, loss=mean, times=functools.partial(times.uniform, S.CosineVP())))
+    for options in ({"shape": (3, 2, 8, 8)}, {"shape": (3, 1, 8, 8), "columns": 0}):
+        with refuses(ValueError, "shape|columns"):
+            sample_grid(make(), tmp_path / "a.png", ts=torch.tensor([0.5, 0.1]), **options)
     model = make()
     with refuses(ValueError, "without an EMA"):
         next(train(model, x0, steps=20, checkpoint=path, ema=EMA(model), progress=False))
