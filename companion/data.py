@@ -1,7 +1,8 @@
 """Loaders: real pictures as tensors in [-1, 1].
 
-``digits`` comes with scikit-learn and needs no network. ``mnist`` reads the four canonical files from a folder, or
-fetches them once; whatever the way, their bytes are held against a sha256 before anything uses them.
+``digits`` comes with scikit-learn, and a hundred images of ``mnist`` with this package; neither needs a network. The
+rest of ``mnist`` is read from the four canonical files in a folder, or they are fetched once; whatever the way, their
+bytes are held against a sha256 before anything uses them.
 """
 
 import gzip
@@ -41,6 +42,7 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+SAMPLE = Path(__file__).parent / "samples" / "mnist.npz"
 TIMEOUT = 10.0  # seconds without a byte from a mirror
 DEADLINE = 300.0  # seconds for one file from one mirror
 LARGEST = 1 << 26  # bytes; the largest file is 47,040,016 long, and a bad archive must not fill the memory
@@ -69,21 +71,26 @@ def digits(split: str = "all", *, seed: int = 0) -> tuple[Float32[Tensor, "n 1 8
 def mnist(
     split: str = "train", *, size: int = 32, root: str | os.PathLike | None = None
 ) -> tuple[Float32[Tensor, "n 1 size size"], Int64[Tensor, " n"]]:
-    """Return the MNIST digits of one split: 60,000 to train on, or 10,000 to test with.
+    """Return the MNIST digits of one split: 60,000 to train on, 10,000 to test with, or a sample of 100.
 
     Images are (n, 1, size, size), float32 in [-1, 1], where -1 is paper and 1 is ink: the byte k becomes k/127.5 - 1,
     and size 32 has a border of two pixels of paper round the 28 by 28 original. Labels are (n,), int64 in 0…9.
-    The files, gzip or plain, are looked for in ``mnist/`` inside the folder that $COMPANION_DATA names, then in
-    ``mnist/`` inside ``cache_folder()``, then fetched and kept there. A ``root`` stands in for both of these folders.
-    A damaged file in $COMPANION_DATA is an error; a damaged one in the cache (or in ``root``) is fetched again and
-    replaced. A folder that cannot be written to gives a RuntimeWarning, and the data are used from memory.
+    ``"sample"`` is the first 100 of the test images; it ships with the package and needs neither files nor a network.
+    For the others the files, gzip or plain, are looked for in ``mnist/`` inside the folder that $COMPANION_DATA names,
+    then in ``mnist/`` inside ``cache_folder()``, then fetched and kept there. A ``root`` stands in for both of these
+    folders. A damaged file in $COMPANION_DATA is an error; a damaged one in the cache (or in ``root``) is fetched again
+    and replaced. A folder that cannot be written to gives a RuntimeWarning, and the data are used from memory.
     Raises ValueError for an unknown split or size and for a damaged file in $COMPANION_DATA, FileNotFoundError where
     the files are neither here nor to be had. Source: LeCun, Cortes & Burges, CC BY-SA 3.0.
     """
-    check.one_of("split", split, FILES)
+    check.one_of("split", split, (*FILES, "sample"))
     check.one_of("size", size, (28, 32))
-    pixels, labels = (parse_idx(_content(name, root)) for name in FILES[split])
-    images = torch.full((len(pixels), 1, size, size), -1.0)
+    if split == "sample":
+        with np.load(SAMPLE) as stored:
+            pixels, labels = (torch.from_numpy(stored[name]) for name in ("images", "labels"))
+    else:
+        pixels, labels = (parse_idx(_content(name, root)) for name in FILES[split])
+    images = torch.full((len(pixels), 1, size, size), -1.0, dtype=torch.float32)
     border = (size - 28) // 2
     images[:, 0, border : border + 28, border : border + 28].copy_(pixels).div_(127.5).sub_(1)
     return images, labels.to(torch.int64)
@@ -171,7 +178,7 @@ def _fetch(name: str, looked: list[Path], troubles: list[str]) -> bytes:
         + "".join(f"  tried {trouble}\n" for trouble in troubles)
         + f"To use MNIST without a network, put {', '.join(SHA256)} (each plain, or gzip with .gz added) "
         f"in {looked[-1]}, or in a folder mnist inside the one that $COMPANION_DATA names. Without them the chapters "
-        "go on with what ships: companion.data.digits() and the trained weights need no network."
+        'go on with what ships: companion.data.digits(), mnist("sample") and the trained weights need no network.'
     )
 
 

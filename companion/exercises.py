@@ -247,3 +247,73 @@ def _3_6(answer):
             kept = math.sqrt(max(0.0, math.sin(s) ** 2 - fresh**2)) / math.sin(t)
             now = (math.cos(s) * gain + kept * (1 - math.cos(t) * gain)) ** 2 * now + fresh**2
         _same(answer(steps, tau), torch.tensor(now, dtype=torch.float64), f"steps = {steps}, tau = {tau}", 1e-8)
+
+
+# ---- chapter 4 ------------------------------------------------------------------------------------------------------
+
+
+def _4_1(answer):
+    """The divergence of two Gaussians in bits, by the library of distributions."""
+    m1, m2, v1, v2 = _grid(-1, 1), _grid(0.5, -0.3), _grid(0.2, 2), _grid(1.5, 0.4)
+    nats = torch.distributions.kl_divergence(
+        torch.distributions.Normal(m1, v1.sqrt()), torch.distributions.Normal(m2, v2.sqrt())
+    )
+    _same(answer(m1, v1, m2, v2), nats / math.log(2), "m from −1 to 1, V from 0.2 to 2", 1e-9)
+
+
+def _4_2(answer):
+    """The prices of the steps of a table: the divergence of two posteriors, over the distance of their x0."""
+    table = schedules.DiscreteVP.linear(30, 1e-3, 0.3)
+    t = torch.arange(2.0, 31.0, dtype=torch.float64)
+    zero, one = torch.zeros(29, 1, dtype=torch.float64), torch.ones(29, 1, dtype=torch.float64)
+    here, there = (q_posterior(x0, zero, t - 1, t, table) for x0 in (zero, one))
+    wanted = ((here.mean - there.mean) ** 2 / (2 * here.variance))[:, 0]
+    _same(answer(table.alphas_cumprod), wanted, "a linear table of 30 steps", 1e-8)
+
+
+def _4_3(answer):
+    """Bits per dimension of a density on [−1, 1]: a uniform density must cost log2(levels) bits."""
+    for d, levels in [(1, 2), (64, 17), (784, 256)]:
+        for bits in (0.8, 1.7):
+            mass = bits - math.log2(levels)  # on the scale of [−1, 1] the uniform density is (1/2)^d
+            nats = (mass + 1) * d * math.log(2)
+            wanted = torch.tensor(bits, dtype=torch.float64)
+            _same(answer(nats, d, levels), wanted, f"d = {d}, levels = {levels}", 1e-9)
+
+
+def _4_4(answer):
+    """What a step with the posterior variance loses on Gaussian data: the cost less the information gained."""
+    for tau in (0.3, 1.0, 2.0):
+        low, high = _grid(0.01, 5), _grid(0.02, 60)
+        cost = 0.5 * (high - low) / (1 / tau**2 + low)
+        gained = 0.5 * (torch.log(1 + tau**2 * high) - torch.log(1 + tau**2 * low))
+        _same(answer(high, low, tau), cost - gained, f"tau = {tau}", 1e-9)
+
+
+def _4_5(answer):
+    """The probabilities of cells that give the least variance, found by descent instead of by the formula."""
+    second = torch.tensor([4.0, 1.0, 0.25, 9.0], dtype=torch.float64)
+    widths = torch.tensor([0.1, 0.5, 0.3, 0.1], dtype=torch.float64)
+    logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    descent = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15)
+
+    def variance():
+        descent.zero_grad()
+        value = (second * widths**2 / torch.softmax(logits, 0)).sum()
+        value.backward()
+        return value
+
+    descent.step(variance)
+    _same(answer(second, widths), torch.softmax(logits.detach(), 0), "four cells", 1e-5)
+
+
+def _4_6(answer):
+    """All that a chain loses to the posterior variance: prices times errors, less the information gained."""
+    for T, tau in [(2, 1.0), (100, 0.5), (1000, 1.3)]:
+        table = schedules.DiscreteVP.linear(T, 0.1 / T, min(20 / T, 0.9))
+        t = torch.arange(1.0, T + 1, dtype=torch.float64)
+        snr = table.log_snr(t).exp()
+        left = tau**2 * table.sigma(t) ** 2 / (table.alpha(t) ** 2 * tau**2 + table.sigma(t) ** 2)
+        cost = 0.5 * ((snr[:-1] - snr[1:]) * left[1:]).sum()
+        gained = 0.5 * (torch.log1p(tau**2 * snr[0]) - torch.log1p(tau**2 * snr[-1]))
+        _same(answer(table.alphas_cumprod, tau), cost - gained, f"T = {T}, tau = {tau}", 1e-8)

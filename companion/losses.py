@@ -254,10 +254,15 @@ def _visits(count, steps, batch):
     if steps is None:
         yield from ((torch.tensor(i), 1.0) for i in range(count))
         return
+    for even in _shares(steps, batch):
+        yield (even * count).long().clamp(max=count - 1), count / steps
+
+
+def _shares(steps, batch):
+    """(batch,) shares of the walk, ``steps`` times: uniform for each sample, even over its steps and over the batch."""
     shift, one_each = torch.rand((), dtype=torch.float64), torch.arange(batch, dtype=torch.float64)
     for j in range(steps):
-        even = (shift + (j * batch + one_each) / (steps * batch)) % 1
-        yield (even * count).long().clamp(max=count - 1), count / steps
+        yield (shift + (j * batch + one_each) / (steps * batch)) % 1
 
 
 @torch.no_grad()
@@ -344,9 +349,8 @@ def continuous_elbo(
     cells = 1024  # times are uniform in cells of equal log-SNR: no search for each of them
     edges = schedule.time_of(torch.linspace(most / 2, least / 2, cells + 1, dtype=torch.float64))
     diffusion = x0.new_zeros(len(x0))
-    shift = torch.rand((), dtype=torch.float64)
-    for j in range(steps):
-        even = (shift + (j + torch.arange(len(x0), dtype=torch.float64) * steps) / (steps * len(x0))) % 1 * cells
+    for even in _shares(steps, len(x0)):
+        even = even * cells
         cell = even.long().clamp(max=cells - 1)
         width = edges[cell + 1] - edges[cell]
         t = edges[cell] + (even - cell) * width

@@ -737,6 +737,25 @@ GROUPS = [
     ),
     (
         "losses.py",
+        [
+            f"{LOSSES}::test_random_times_estimate_the_continuous_bound[linear]",
+            f"{LOSSES}::test_random_times_are_unbiased_for_each_sample",
+            f"{LOSSES}::test_the_ends_of_the_continuous_bound_are_those_of_a_chain",
+        ],
+        [
+            ("* cells * width / steps", "* width / steps", "times not divided by their density"),
+            ("(schedule, t) * cells", "(schedule, edges[cell]) * cells", "the weight of a cell's edge"),
+            (
+                "(j * batch + one_each) / (steps * batch)) % 1",
+                "(j * batch + one_each) / (steps * batch)).clamp(0, 1)",
+                "the last share of the walk for the last sample",
+            ),
+            ("edges[-1], edges[0], bins", "edges[0], edges[0], bins", "the prior at the cleanest end"),
+            ("torch.linspace(most / 2", "torch.linspace(most / 1", "the log-SNR for its half"),
+        ],
+    ),
+    (
+        "losses.py",
         [f"{LOSSES}::test_interpolated_variance"],
         [
             ("v * forward + (1 - v) * posterior", "v * posterior + (1 - v) * forward", "v counted from the other end"),

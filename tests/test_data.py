@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -137,6 +138,14 @@ def test_digits_are_in_range_and_the_split_is_fixed():
     # Written down once: a split that moves with a library's version would spoil every number measured on it.
     assert test[1][:12].tolist() == [2, 2, 9, 8, 8, 3, 6, 0, 4, 4, 7, 6]
     assert not torch.equal(data.digits("test", seed=1)[1], test[1])
+
+
+def test_images_are_float32_whatever_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert data.digits()[0].dtype == data.mnist("sample")[0].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_unknown_splits_and_sizes_are_named():
@@ -434,6 +443,43 @@ def test_real_mnist(split, count, first):
     published = {"train": (0.1307, 0.3081), "test": (0.1325, 0.3105)}[split]  # mean and deviation, to four places
     assert inner.double().mean().item() == pytest.approx(published[0], abs=1e-4)
     assert inner.double().std().item() == pytest.approx(published[1], abs=1e-4)
+
+
+# ---- the sample that ships
+
+
+def test_the_sample_needs_neither_files_nor_a_network(mirror, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "absent"))
+    images, labels = data.mnist("sample")
+    assert images.shape == (100, 1, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert images.min() == -1 and images.max() == 1
+    assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9] and labels.unique().tolist() == list(range(10))
+    levels = (images.double() + 1) * 127.5
+    assert (levels - levels.round()).abs().max() < 1e-4
+    small, same = data.mnist("sample", size=28, root=tmp_path)
+    assert torch.equal(small, images[:, :, 2:30, 2:30]) and torch.equal(same, labels)
+    assert not mirror.asked and not list(tmp_path.iterdir())
+    assert data.SAMPLE.stat().st_size < 30_000
+    assert "CC BY-SA 3.0" in (data.SAMPLE.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif("COMPANION_DATA" not in os.environ, reason="COMPANION_DATA names no folder with mnist/")
+@pytest.mark.parametrize("size", [28, 32])
+def test_the_sample_is_the_start_of_the_test_images(size):
+    for sample, whole in zip(data.mnist("sample", size=size), data.mnist("test", size=size), strict=True):
+        assert torch.equal(sample, whole[:100])
+
+
+def test_all_that_is_no_python_goes_into_the_wheel():
+    package = Path(data.__file__).parent
+    project = package.parent / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("not a source tree")
+    listed = re.search(r"^companion = \[(.*?)\]", project.read_text(encoding="utf-8"), re.M | re.S)[1]
+    declared = {path for pattern in re.findall(r'"([^"]+)"', listed) for path in package.glob(pattern)}
+    shipped = {path for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc") and path.is_file()}
+    assert shipped <= declared, sorted(shipped - declared)
+    assert all(list(package.glob(pattern)) for pattern in re.findall(r'"([^"]+)"', listed)), "a pattern matches nothing"
 
 
 def test_the_loader_costs_no_heavy_import():

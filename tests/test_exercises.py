@@ -68,6 +68,15 @@ class Shifted(schedules.Schedule):
         return self.k * t / (1 - t + self.k * t)
 
 
+def gaussian_loss(rho):
+    return 0.5 * (rho - torch.log1p(rho))
+
+
+def ratios(bar, tau):
+    snr = bar / (1 - bar)
+    return (snr[:-1] - snr[1:]) * tau**2 / (1 + snr[1:] * tau**2)
+
+
 WRONG = {
     "1.1": [1.0, 1 / math.sqrt(2)],
     "1.2": [lambda t: 1 / torch.tan(torch.pi * t / 2), lambda t: torch.tan(torch.pi * t / 2) ** 2],
@@ -99,6 +108,27 @@ WRONG = {
         lambda x, e, b, bar: (x - b**0.5 / (1 - bar) ** 0.5 * e) / (1 - b) ** 0.5,
     ],
     "3.6": [lambda n, tau: ddim_variance(n, tau), lambda n, tau: tau**2],
+    "4.1": [
+        lambda m1, v1, m2, v2: 0.5 * (torch.log(v2 / v1) + (v1 + (m1 - m2) ** 2) / v2 - 1),
+        lambda m1, v1, m2, v2: 0.5 * (torch.log(v1 / v2) + (v2 + (m1 - m2) ** 2) / v1 - 1) / math.log(2),
+    ],
+    "4.2": [
+        lambda bar: 0.5 * ((bar / (1 - bar))[1:] - (bar / (1 - bar))[:-1]),
+        lambda bar: 0.5 * ((bar / (1 - bar)) ** 0.5)[:-1] - 0.5 * ((bar / (1 - bar)) ** 0.5)[1:],
+    ],
+    "4.3": [
+        lambda nats, d, levels: nats / (d * math.log(2)) + math.log2(levels),
+        lambda nats, d, levels: nats / d + math.log2(levels / 2),
+    ],
+    "4.4": [
+        lambda s, t, tau: 0.5 * (s - t) * tau**2 / (1 + t * tau**2),
+        lambda s, t, tau: gaussian_loss((s - t) * tau**2 / (1 + s * tau**2)),
+    ],
+    "4.5": [lambda f2, w: w * f2 / (w * f2).sum(), lambda f2, w: f2.sqrt() / f2.sqrt().sum()],
+    "4.6": [
+        lambda bar, tau: sum(gaussian_loss(r) for r in ratios(bar, tau)[1:]) + 0.1,
+        lambda bar, tau: 0.5 * ratios(bar, tau).sum(),
+    ],
     "2.7": [lambda L: (1 + L) ** -0.5, lambda L: (1 + 2 * L) / (1 + L) ** 2],
 }
 

@@ -437,6 +437,44 @@ def test_random_steps_of_a_fine_chain_meet_the_continuous_bound():
     assert abs(total.mean().item() - exact_total(mixture, schedule, start, end)) < 3 * error
 
 
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_random_times_estimate_the_continuous_bound(name):
+    mixture, schedule, n = GaussianMixture.two(), CONTINUOUS[name], 300_000
+    start, end = schedule.time_of(torch.tensor([-3.0, 0.5 * math.log(SNR_MAX)], dtype=F64))
+    x0 = mixture.sample(n)
+    found = L.continuous_elbo(mixture.denoiser(schedule), x0, schedule, most=math.log(SNR_MAX), least=-6.0, steps=8)
+    total = found.total + mixture.log_prob(x0) + entropy(mixture)  # the control variate of the test above
+    error = total.std().item() / n**0.5
+    assert error < 0.005
+    assert abs(total.mean().item() - exact_total(mixture, schedule, start, end)) < 3 * error
+    assert abs(total.mean().item() - entropy(mixture)) < 3 * error + 2e-4
+
+
+def test_random_times_are_unbiased_for_each_sample():
+    """Two samples: each must meet all times, not one half of them. The error is chosen so that the integral is 2."""
+    schedule, x0 = S.LinearLogSNR(4.0, -4.0), torch.zeros(2, 1, dtype=F64)
+
+    def off(x, t):
+        return (t**0.5 * schedule.sigma(t) / schedule.alpha(t)).expand(2)[:, None]
+
+    for steps, repeats in ((1, 600), (5, 150)):
+        torch.manual_seed(2)
+        found = [
+            L.continuous_elbo(off, x0, schedule, most=4.0, least=-4.0, steps=steps).diffusion for _ in range(repeats)
+        ]
+        found = torch.stack(found)
+        assert ((found.mean(0) - 2).abs() < 4 * (found.std(0) / repeats**0.5).clamp(min=1e-3)).all()
+
+
+def test_the_ends_of_the_continuous_bound_are_those_of_a_chain(mixture):
+    schedule, x0 = S.LinearLogSNR(5.0, -4.0), mixture.sample(5)
+    ts, zero = torch.tensor([1.0, 0.0], dtype=F64), torch.zeros_like
+    chain = elbo(mixture.denoiser(schedule), x0, schedule, ts=ts, noise=zero)
+    limit = L.continuous_elbo(mixture.denoiser(schedule), x0, schedule, most=5.0, least=-4.0, noise=zero)
+    torch.testing.assert_close(limit.prior, chain.prior)
+    torch.testing.assert_close(limit.reconstruction, chain.reconstruction)
+
+
 def test_the_posterior_variance_costs_nearly_half_a_nat():
     """With the exact denoiser, T = 1000, against the data's entropy: what is left is what Gaussian steps cost."""
     mixture, schedule = GaussianMixture.two(), S.DiscreteVP.linear()

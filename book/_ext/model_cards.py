@@ -49,6 +49,8 @@ def facts(card):
     took = [text["hardware"]] if "hardware" in text else []
     took += [duration(card["seconds"])] if card.get("seconds") else []
     yield row("hardware", "; ".join(took) or "–")
+    if "remark" in text:
+        yield row("remark", text["remark"])
     if card.get("versions"):
         yield row("versions", html.escape(" ".join(f"{k} {v}" for k, v in card["versions"].items())))
     if "licence" in text:

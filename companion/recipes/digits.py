@@ -10,7 +10,7 @@ from companion import data, gpu, metrics, zoo
 from companion.denoisers import Clipped
 from companion.samplers import ancestral, ddim, sample, start
 from companion.schedules import linspace
-from companion.training import EMA, train
+from companion.training import EMA, rank, train
 
 MODEL = {
     "net": {
@@ -42,6 +42,8 @@ def main(arguments):
     for _ in loop:
         pass
     seconds = time.perf_counter() - began
+    if rank():  # of several processes one writes
+        return
     zoo.save(
         given.name,
         ema.model.net,

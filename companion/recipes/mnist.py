@@ -1,0 +1,227 @@
+"""32×32 digits of MNIST, conditional on the class (an hour on one CPU core with --bf16 --compile).
+
+A GPU has time for a larger network, of 1.6 million parameters:
+
+    python -m companion.train mnist --steps 60000 --batch 256 --width 48 --bf16 --compile
+
+Trained on the first 40,000 training images: the classifier that reads and measures the samples knows only the others.
+"""
+
+import argparse
+import contextlib
+import platform
+import time
+
+import torch
+
+from companion import data, gpu, metrics, zoo
+from companion.denoisers import Clipped
+from companion.samplers import ddim, start
+from companion.schedules import linspace
+from companion.training import EMA, rank, sample_grid, train
+
+MODEL = {
+    "net": {
+        "class": "UNet",
+        "arguments": {"channels": 1, "width": 32, "multipliers": [1, 2], "classes": 10, "patch": 2},
+    },
+    "schedule": {"class": "CosineVP", "arguments": {"s": 0.008}},
+    "kind": "v",
+}
+IMAGES = 40000  # the classifier was trained on the other 20,000
+BATCH = 250  # samples drawn at a time, of every class as many
+
+
+def main(arguments):
+    """Train, measure, and write ``mnist.safetensors`` with its card and a picture of samples."""
+    options = parser("mnist", __doc__)
+    options.add_argument("--samples", type=int, default=10000, help="how many to measure, 20 to 10,000")
+    options.add_argument("--evaluations", type=int, nargs="+", default=[50], help="of the network per sample")
+    given = read(options, arguments)
+    if not 20 <= given.samples <= 10000:
+        options.error(f"--samples must lie between 20 and 10000; got {given.samples}")
+
+    images, labels = data.mnist("train")
+    model, seconds = fit(MODEL, given, images[:IMAGES], labels[:IMAGES])
+    if rank():
+        return
+    with working_in(given):
+        ts, rows = linspace(model.schedule, 50), torch.arange(100, device=gpu.device()) // 10
+        picture = given.out / f"{given.name}.webp"
+        sample_grid(model, picture, shape=(100, 1, 32, 32), ts=ts, seed=given.seed, cond=rows, columns=10)
+        drawn = {n: draw(model, given.samples, n, given.seed + 1) for n in given.evaluations}
+    write(
+        model,
+        given,
+        options,
+        MODEL,
+        {
+            "description": "Denoiser of 32×32 handwritten digits, conditional on the class (10 = none given).",
+            "data": f"MNIST (LeCun, Cortes & Burges, CC BY-SA 3.0), images 0 to {IMAGES:,} of the training split, "
+            "padded to 32×32 with -1",
+            "seconds": round(seconds),
+            "grid": "A hundred samples, ten of each class: a row of zeros at the top, a row of nines at the bottom; "
+            "50 evaluations by DDIM, no guidance.",
+            "metrics": measure(drawn, given.samples),
+        },
+    )
+
+
+@torch.no_grad()
+def draw(model, count, evaluations, seed):
+    """So many samples by DDIM without guidance; sample i is of class i mod 10."""
+    shape, device = (min(BATCH, count), 1, 32, 32), gpu.device()
+    ts, generator = linspace(model.schedule, evaluations), torch.Generator().manual_seed(seed)
+    model.cond = torch.arange(shape[0], device=device) % 10
+    run = gpu.compile_sampler(ddim, Clipped(model), model.schedule, ts, shape, device=device)
+    noise = (start(model.schedule, ts, shape, generator=generator) for _ in range(0, count, BATCH))
+    drawn = torch.cat([run(x.to(device)) for x in noise])[:count]
+    model.cond = None
+    return drawn
+
+
+@torch.no_grad()
+def measure(drawn, count):
+    """How good samples are, each figure beside what as many real images give that no model was trained on."""
+    device = gpu.device()
+    reader = zoo.load("mnist_classifier", device=device)
+    train, test = ([part.to(device) for part in data.mnist(split)] for split in ("train", "test"))
+    known, other = f"training images 0 to {count:,}", f"training images 10,000 to {10000 + count:,}"
+    sets = {f"{count:,} samples, ddim, {n} evaluations": (x, torch.arange(count) % 10) for n, x in drawn.items()}
+    sets[f"{count:,} test images"] = [part[:count] for part in test]
+    sets[other] = [part[10000 : 10000 + count] for part in train]
+
+    def features(images):
+        return torch.cat([reader.features(part) for part in images.split(500)])
+
+    reference = features(train[0][:count])
+    floor = metrics.frechet_distance(features(sets[other][0]), reference).item()
+    found = {}
+    for name, (images, labels) in sets.items():
+        mine = features(images)
+        precision, recall = metrics.precision_recall(reference, mine)
+        distance = metrics.frechet_distance(mine, reference).item()
+        right = (reader.decide(mine).argmax(1) == labels.to(device)).double().mean().item()
+        found[name] = {
+            "class accuracy, asked for against read by mnist_classifier": round(right, 4),
+            f"Fréchet distance of features to {known}": round(distance, 4),
+            f"the same, over that of {other}": round(distance / floor, 3),
+            f"precision against {known} (k = 3)": round(precision, 4),
+            f"recall of {known} (k = 3)": round(recall, 4),
+        }
+        if name != other:  # those lie among the 40,000
+            apart = round(distance_to(images, train[0][:IMAGES]), 3)
+            found[name][f"median distance in pixels to the nearest of {IMAGES:,} training images"] = apart
+    return found
+
+
+def distance_to(images, known):
+    """The median over the images of the Euclidean distance to the nearest known one, pixels in [-1, 1]."""
+    known = known.flatten(1)
+    return torch.cat([torch.cdist(x, known).min(1).values for x in images.flatten(1).split(500)]).median().item()
+
+
+# ---- what the recipes for MNIST share -------------------------------------------------------------------------------
+
+
+def parser(name, text):
+    """The options of a recipe that trains a U-Net on MNIST."""
+    options = argparse.ArgumentParser(
+        prog=f"companion.train {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--steps", type=int, default=14000)
+    options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--width", type=int, default=32, help="channels of the network at full resolution")
+    options.add_argument("--lr", type=float, default=1e-3)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--bf16", action="store_true", help="the network works in bfloat16")
+    options.add_argument("--compile", action="store_true", help="compile the network: a minute, and a C++ compiler")
+    options.add_argument("--name", default=name)
+    options.add_argument("--out", type=zoo.Path, default=zoo.FOLDER)
+    options.add_argument("--checkpoint", type=zoo.Path)
+    options.add_argument("--metrics", type=zoo.Path, help="append a line of JSON here every hundred steps")
+    options.add_argument("--grids", type=zoo.Path, help="a folder for a picture of samples every thousand steps")
+    options.add_argument("--from-weights", type=zoo.Path, help="measure these averaged weights (.pt) and train nothing")
+    options.add_argument("--seconds", type=float, help="with --from-weights: what their training took")
+    options.add_argument("--remark", help="what the card should add about the training")
+    options.add_argument("--hardware", help="with --from-weights: on what they were trained, in words")
+    return options
+
+
+def read(options, arguments):
+    """The options given; weights that come ready must say how they came to be."""
+    given = options.parse_args(arguments)
+    if len({value is None for value in (given.from_weights, given.seconds, given.hardware)}) > 1:
+        options.error("--from-weights, --seconds and --hardware go together")
+    return given
+
+
+def working_in(given):
+    """The context in which the network works in the type asked for."""
+    return torch.autocast(gpu.device().type, dtype=torch.bfloat16) if given.bf16 else contextlib.nullcontext()
+
+
+def sized(description, width):
+    """The model's description with the network's width changed."""
+    arguments = {**description["net"]["arguments"], "width": width}
+    return {**description, "net": {**description["net"], "arguments": arguments}}
+
+
+def fit(description, given, images, labels=None):
+    """The averaged model after training, its weights rounded as they will be stored, and the seconds it took."""
+    torch.manual_seed(given.seed)
+    model = zoo.build(sized(description, given.width)).to(gpu.device())
+    ema, seconds = EMA(model, decay=0.999), given.seconds
+    if given.compile:
+        for net in (model.net, ema.model.net):
+            net.compile(dynamic=False)
+    if given.from_weights:
+        ema.model.net.load_state_dict(torch.load(given.from_weights, map_location="cpu", weights_only=True))
+    else:
+        began = time.perf_counter()
+        loop = train(
+            model,
+            images,
+            cond=labels,
+            steps=given.steps,
+            batch=given.batch,
+            lr=given.lr,
+            ema=ema,
+            seed=given.seed,
+            autocast=torch.bfloat16 if given.bf16 else None,
+            checkpoint=given.checkpoint,
+            metrics=given.metrics,
+        )
+        for progress in loop:
+            if given.grids and progress.step % 1000 == 0:
+                picture, ts = given.grids / f"{progress.step:06}.webp", linspace(model.schedule, 50)
+                rows = None if labels is None else torch.arange(40, device=gpu.device()) % 10
+                sample_grid(ema.model, picture, shape=(40, *images.shape[1:]), ts=ts, seed=given.seed, cond=rows)
+        seconds = time.perf_counter() - began
+    for p in ema.model.parameters():
+        p.copy_(p.half())
+    return ema.model, seconds
+
+
+def write(model, given, options, description, about):
+    """Weights and card: what ``about`` has, and what the options say of the training."""
+    command = [f"python -m {options.prog}"]
+    for key in ("steps", "batch", "width", "lr", "seed"):
+        value = getattr(given, key)
+        command += [f"--{key} {value}"] if value != options.get_default(key) else []
+    command += [f"--{key}" for key in ("bf16", "compile") if getattr(given, key)]
+    card = {
+        "description": about.pop("description"),
+        "model": sized(description, given.width),
+        "recipe": " ".join(command),
+        "data": about.pop("data"),
+        "seed": given.seed,
+        "steps": given.steps,
+        "batch": given.batch,
+        "hardware": given.hardware or gpu.describe(gpu.device()),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        "licence": "MIT",
+    }
+    if given.remark:
+        card["remark"] = given.remark
+    zoo.save(given.name, model.net, {**card, **about}, given.out)

@@ -1,0 +1,117 @@
+"""The book's own measurements: what is stored is whole, the weights are the bound's, and a small run goes through."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from conftest import refuses
+
+from companion import bench, data
+from companion.bench import __main__ as command
+from companion.bench import weighting
+from companion.losses import elbo_weight
+
+COMBINATIONS = set(itertools.product(("cosine", "linear"), ("simple", "elbo"), ("eps", "v")))
+
+
+def whole(result):
+    """What every result of ``weighting`` must hold."""
+    assert result["name"] == "weighting"
+    for key in "question command protocol quantities reference runs date hardware versions seconds".split():
+        assert result[key] not in (None, "", {}, []), key
+    seeds = {run["seed"] for run in result["runs"]}
+    found = [(run["schedule"], run["weighting"], run["kind"], run["seed"]) for run in result["runs"]]
+    assert sorted(found) == sorted((*which, seed) for which in COMBINATIONS for seed in seeds)
+    for run in result["runs"]:
+        assert set(run) == {"schedule", "weighting", "kind", "seed", *result["quantities"]}
+        assert all(math.isfinite(run[name]) and run[name] > 0 for name in result["quantities"])
+        assert run["bits"] == pytest.approx(run["reconstruction"] + run["prior"] + run["diffusion"], abs=1e-4)
+    for found in result["reference"].values():
+        assert set(found) <= set(result["quantities"])
+    return seeds
+
+
+def test_the_stored_result_is_whole():
+    assert bench.names() == ["weighting"]
+    result = bench.load("weighting")
+    assert len(whole(result)) >= 3
+    assert len(weighting.table(result).splitlines()) == 10
+    assert max(run["bits"] for run in result["runs"]) < math.log2(17), "worse than levels drawn at random"
+
+
+@pytest.mark.parametrize("name", ["nothing", "../weighting", ""])
+def test_unknown_names(name):
+    with pytest.raises(ValueError, match="name must be one of"):
+        bench.load(name)
+
+
+def test_a_small_run(tmp_path, capsys, monkeypatch):
+    small = "--seeds 1 --steps 2 --samples 5 --nodes 2 --out".split()
+    assert command.main(["weighting", *small, str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(bench, "FOLDER", tmp_path / "new")
+    result = bench.load("weighting")
+    assert bench.names() == ["weighting"] and whole(result) == {0}
+    assert [json.loads(line) for line in printed[:8]] == result["runs"]
+    assert "\n".join(printed[8:]) == weighting.table(result)
+    first = result["runs"][0]
+    assert f"{first['bits']:.4f} ±" in printed[9] and printed[9].split()[:3] == ["cosine", "simple", "eps"]
+    again = weighting.once("cosine", "simple", "eps", 0, 2, 5, 2)
+    assert {**again, "seconds": 0} == {name: first[name] for name in again} | {"seconds": 0}
+
+
+def test_the_command_names_what_there_is(capsys):
+    assert command.main([]) == 2 and command.main(["nothing"]) == 2 and command.main(["--help"]) == 0
+    assert capsys.readouterr().err.count("measurements: weighting\n") == 3
+
+
+def expected(schedule, kind, t):
+    """The weight by a finite difference of the log-SNR; its integral over log-SNRs from 8 to −8 in closed form.
+
+    On a path that preserves the variance an error of v is one of eps times 1/alpha, and alpha² is the logistic sigmoid
+    of the log-SNR l; the integral of ½ is 8, that of ½ sigmoid(l) is 4, as sigmoid(l) + sigmoid(−l) = 1.
+    """
+    h = 1e-6
+    slope = (schedule.log_snr(t + h) - schedule.log_snr(t - h)) / (2 * h)
+    return -0.5 * slope * {"eps": 1 / 8, "v": torch.sigmoid(schedule.log_snr(t)) / 4}[kind]
+
+
+@pytest.mark.parametrize("kind", weighting.KINDS)
+@pytest.mark.parametrize("name", weighting.SCHEDULES)
+def test_the_weight_is_the_bound_s_with_mean_one(name, kind):
+    schedule = weighting.SCHEDULES[name]
+    weight = weighting.bounded(schedule, kind)
+    at = schedule.time_of(torch.tensor([7.98, 5.0, 0.0, -3.0, -7.98], dtype=torch.float64) / 2)
+    right = expected(schedule, kind, at)
+    torch.testing.assert_close(weight(at), right, rtol=1e-4, atol=0.0)
+    for wrong in (right * 2, elbo_weight(schedule, at, kind), expected(schedule, {"eps": "v", "v": "eps"}[kind], at)):
+        assert (weight(at) / wrong - 1).abs().max() > 0.05
+    beyond = schedule.time_of(torch.tensor([8.02, -8.02, 9.0], dtype=torch.float64) / 2)
+    assert (weight(beyond) == 0).all() and weight(torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.0]
+    t = (torch.arange(400_000) + 0.5) / 400_000  # float32, as in training
+    assert weight(t).dtype == torch.float32 and weight(t).double().mean().item() == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", weighting.SCHEDULES)
+def test_the_walk_is_uniform_in_log_snr(name):
+    schedule = weighting.SCHEDULES[name]
+    found = schedule.log_snr(weighting.walk(schedule, 16))
+    torch.testing.assert_close(found, torch.linspace(-8, 8, 17, dtype=torch.float64), atol=1e-6, rtol=0.0)
+
+
+def test_bounded_refuses():
+    schedule = weighting.SCHEDULES["linear"]
+    for options, message in ((("x0",), "kind"), (("v", 0.0), "reach"), (("v", 11.0), "half_log_snr")):
+        with refuses(ValueError, message):
+            weighting.bounded(schedule, *options)
+
+
+def test_equal_numbers_are_compared():
+    """A part of a set of images lies further from the whole than the set does; so parts have as many as the test."""
+    images, _ = data.digits("train")
+    assert weighting.distance(images) == 0
+    assert weighting.distance(images[:20]) > weighting.distance(images[:297]) > 0.01
+    found = weighting.reference()["297 test scans"]
+    assert found["ddim_parts"] == pytest.approx(weighting.distance(data.digits("test")[0]), abs=1e-5)
