@@ -265,6 +265,16 @@ def _shares(steps, batch):
         yield (shift + (j * batch + one_each) / (steps * batch)) % 1
 
 
+def _schedule_of(denoise, schedule, x0):
+    """The schedule given, or the one that the denoiser brings; raises where there is none or x0 is not as it should."""
+    check.floating("x0", x0)
+    check.finite("x0", x0)
+    schedule = getattr(denoise, "schedule", None) if schedule is None else schedule
+    if schedule is None:
+        raise TypeError("schedule must be given, as denoise does not bring one")
+    return schedule
+
+
 @torch.no_grad()
 def elbo(
     denoise,
@@ -288,11 +298,7 @@ def elbo(
     a grid that does not decrease or has fewer than two nodes with sigma > 0, for x0 that is not finite, TypeError where
     no schedule is given, or "learned" is asked of a denoise that gives no variance.
     """
-    check.floating("x0", x0)
-    check.finite("x0", x0)
-    schedule = getattr(denoise, "schedule", None) if schedule is None else schedule
-    if schedule is None:
-        raise TypeError("schedule must be given, as denoise does not bring one")
+    schedule = _schedule_of(denoise, schedule, x0)
     if steps is not None:
         check.positive_int("steps", steps)
     check.one_of("variance", variance, ("posterior", "forward", "learned"))
@@ -338,12 +344,8 @@ def continuous_elbo(
     the denoiser alone. No gradient. Raises ValueError unless most > least and the schedule has both, for x0 that is not
     finite or steps < 1, TypeError where no schedule is given.
     """
-    check.floating("x0", x0)
-    check.finite("x0", x0)
+    schedule = _schedule_of(denoise, schedule, x0)
     check.positive_int("steps", steps)
-    schedule = getattr(denoise, "schedule", None) if schedule is None else schedule
-    if schedule is None:
-        raise TypeError("schedule must be given, as denoise does not bring one")
     if not most > least:
         raise ValueError(f"most must be above least; got {most} and {least}")
     cells = 1024  # times are uniform in cells of equal log-SNR: no search for each of them
