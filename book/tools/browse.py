@@ -122,7 +122,7 @@ TYPESET = """async () => {
   if (!window.MathJax || !MathJax.startup) return {...none, errors: ["no MathJax"]};
   await MathJax.startup.promise;
   const ready = e => e.querySelector("mjx-container") && !e.querySelector("mjx-lazy");
-  for (let round = 0; round < 40 && !formulas.every(ready); round++) {
+  for (let round = 0; round < 200 && !formulas.every(ready); round++) {
     const waiting = formulas.find(e => !ready(e));
     waiting.scrollIntoView({block: "start", behavior: "instant"});
     await new Promise(r => setTimeout(r, 60));
