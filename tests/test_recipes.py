@@ -55,6 +55,17 @@ def test_mnist(tmp_path, monkeypatch, few):
     assert found[names[0]][1] > 2 * distance and found[names[0]][5] > 2 * found["20 test images"][5] > 0
 
 
+@pytest.mark.parametrize("recipe", [mnist, mnist_likelihood])
+def test_the_network_for_a_gpu_keeps_within_two_million_parameters(recipe):
+    options = mnist.parser("mnist", "")
+    (command,) = [line for line in recipe.__doc__.splitlines() if line.strip().startswith("python -m companion.train")]
+    given = mnist.read(options, command.split()[4:])
+    model = zoo.build(mnist.sized(recipe.MODEL, given))
+    assert 1_500_000 < sum(p.numel() for p in model.parameters()) <= 2_000_000
+    size = 28 if recipe is mnist_likelihood else 32
+    assert model.net(torch.zeros(1, 1, size, size), torch.zeros(1)).shape == (1, 1, size, size)
+
+
 @needs_mnist
 def test_metrics_and_grids_at_intervals(tmp_path, few):
     options = ["--steps", "1000", "--batch", "1", "--width", "8", "--images", "2", "--draws", "1"]

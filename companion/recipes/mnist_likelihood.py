@@ -4,7 +4,7 @@ The log-SNR falls in a straight line and the loss is the plain one of eps, so th
 factor (Kingma et al. 2021, eq. 17). The pixels are the 784 of the original images, whose bound can be compared with
 published ones; the first layer also sees sines of them, as the last bits decide. A GPU has time for more:
 
-    python -m companion.train mnist_likelihood --steps 60000 --batch 256 --width 48 --bf16 --compile
+    python -m companion.train mnist_likelihood --steps 40000 --batch 256 --width 40 --patch 1 --bf16 --compile
 """
 
 import torch
