@@ -245,22 +245,23 @@ def _noisy_part(schedule, ts, may_be_clean=False):
     return ts
 
 
-def _visits(count, steps, batch):
+def _visits(count, steps, batch, device):
     """(number, factor) of the steps whose factor × term adds up to the sum of all: every one, or ``steps`` per sample.
 
     Drawn steps share one uniform shift: each sample's are uniform over the chain, and the batch's cover it evenly
     (Kingma et al. 2021, appendix I.1).
     """
     if steps is None:
-        yield from ((torch.tensor(i), 1.0) for i in range(count))
+        yield from ((i, 1.0) for i in range(count))
         return
-    for even in _shares(steps, batch):
+    for even in _shares(steps, batch, device):
         yield (even * count).long().clamp(max=count - 1), count / steps
 
 
-def _shares(steps, batch):
+def _shares(steps, batch, device):
     """(batch,) shares of the walk, ``steps`` times: uniform for each sample, even over its steps and over the batch."""
-    shift, one_each = torch.rand((), dtype=torch.float64), torch.arange(batch, dtype=torch.float64)
+    shift = torch.rand((), dtype=torch.float64)  # stays on the host, as a number
+    one_each = torch.arange(batch, dtype=torch.float64, device=device)
     for j in range(steps):
         yield (shift + (j * batch + one_each) / (steps * batch)) % 1
 
@@ -307,19 +308,20 @@ def elbo(
         check.learned_variance(denoise)
     ts = _noisy_part(schedule, ts, may_be_clean=True)
     weight, constant = step_weights(schedule, ts, "posterior" if learned else variance)
-    shrink = _gains(schedule, ts[1:], ts[:-1])[1]
+    # copied once: nothing in the loop waits for the device
+    nodes, shrink, weight = (v.to(x0.device) for v in (ts, _gains(schedule, ts[1:], ts[:-1])[1], weight))
 
     def noisy(t):
-        return q_sample(x0, t.to(x0.device), schedule, noise(x0)), t.to(x0)
+        return q_sample(x0, t, schedule, noise(x0)), t.to(x0)
 
     diffusion = x0.new_full((len(x0),), constant.sum().item() * x0[0].numel())
-    for step, factor in _visits(len(weight), steps, len(x0)):
+    for step, factor in _visits(len(weight), steps, len(x0), x0.device):
         if learned:  # a weight and a constant of each coordinate
-            guess, v = denoise.with_variance(*noisy(ts[step]))
+            guess, v = denoise.with_variance(*noisy(nodes[step]))
             terms = _weigh(check.like(weight[step], x0), check.like(shrink[step], x0), v)
             diffusion = diffusion + factor * _per_sample(terms.weight * (x0 - guess) ** 2 + terms.constant)
         else:
-            squares = _per_sample((x0 - denoise(*noisy(ts[step]))) ** 2)
+            squares = _per_sample((x0 - denoise(*noisy(nodes[step]))) ** 2)
             diffusion = diffusion + (factor * weight[step]).to(x0) * squares
     return Bound(*_ends(denoise, x0, schedule, ts[0], ts[-1], bins, noise), diffusion)
 
@@ -350,8 +352,9 @@ def continuous_elbo(
         raise ValueError(f"most must be above least; got {most} and {least}")
     cells = 1024  # times are uniform in cells of equal log-SNR: no search for each of them
     edges = schedule.time_of(torch.linspace(most / 2, least / 2, cells + 1, dtype=torch.float64))
-    diffusion = x0.new_zeros(len(x0))
-    for even in _shares(steps, len(x0)):
+    clean, noisy = edges[0], edges[-1]
+    edges, diffusion = edges.to(x0.device), x0.new_zeros(len(x0))
+    for even in _shares(steps, len(x0), x0.device):
         even = even * cells
         cell = even.long().clamp(max=cells - 1)
         width = edges[cell + 1] - edges[cell]
@@ -360,7 +363,7 @@ def continuous_elbo(
         t = t.to(x0)
         squares = (x0 - denoise(q_sample(x0, t, schedule, noise(x0)), t)) ** 2
         diffusion = diffusion + factor * _per_sample(squares)
-    return Bound(*_ends(denoise, x0, schedule, edges[-1], edges[0], bins, noise), diffusion)
+    return Bound(*_ends(denoise, x0, schedule, noisy, clean, bins, noise), diffusion)
 
 
 def _ends(denoise, x0, schedule, noisiest, cleanest, bins, noise):

@@ -70,7 +70,7 @@ class GaussianMixture:
         return cls(weights=[0.7, 0.3], means=[[-1.0], [1.2]], stds=[0.3, 0.2])
 
     def _parts(self, x, alpha, sigma):
-        """Per component: log w_k N(x), x − alpha mu_k along the axes, variances; and the rest, in x's dtype."""
+        """Per component log w_k N(x), x − alpha mu_k along the axes, their variances; and the rest, in x's dtype."""
         check.floating("x", x)
         if x.ndim < 1 or x.shape[-1] != self.dimension:
             raise ValueError(f"x must have shape (…, {self.dimension}); got {tuple(x.shape)}")
@@ -80,7 +80,13 @@ class GaussianMixture:
         variance = alpha**2 * spread + sigma**2  # (…, k, d)
         along = torch.einsum("...kd,kde->...ke", x[..., None, :] - alpha * means, axes)
         log_part = weights.log() - 0.5 * (along**2 / variance + (2 * math.pi * variance).log()).sum(-1)
-        return log_part, along, variance, alpha, means, spread, axes
+        return log_part, along, variance, alpha, sigma, means, spread, axes
+
+    def _guesses(self, x, alpha, sigma):
+        """Of each component: its share, and the mean (…, k, d), variances (…, k, d) and axes of x0 given x and it."""
+        log_part, along, variance, alpha, sigma, means, spread, axes = self._parts(x, alpha, sigma)
+        guesses = means + torch.einsum("...ke,kde->...kd", alpha * spread * along / variance, axes)
+        return torch.softmax(log_part, -1), guesses, spread * sigma**2 / variance, axes
 
     def log_prob(self, x: Float[Tensor, "*batch d"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*batch"]:
         """Log-density in nats of alpha x0 + sigma eps at x."""
@@ -92,15 +98,21 @@ class GaussianMixture:
 
     def score(self, x: Float[Tensor, "*batch d"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*batch d"]:
         """Gradient in x of ``log_prob``."""
-        log_part, along, variance, _, _, _, axes = self._parts(x, alpha, sigma)
+        log_part, along, variance, *_, axes = self._parts(x, alpha, sigma)
         pulls = torch.einsum("...ke,kde->...kd", -along / variance, axes)
         return (torch.softmax(log_part, -1)[..., None] * pulls).sum(-2)
 
     def denoise(self, x: Float[Tensor, "*batch d"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*batch d"]:
         """E[x0 | x], the denoiser of least mean squared error; defined at alpha = 0 too, where it is E[x0]."""
-        log_part, along, variance, alpha, means, spread, axes = self._parts(x, alpha, sigma)
-        guesses = means + torch.einsum("...ke,kde->...kd", alpha * spread * along / variance, axes)
-        return (torch.softmax(log_part, -1)[..., None] * guesses).sum(-2)
+        shares, guesses, _, _ = self._guesses(x, alpha, sigma)
+        return (shares[..., None] * guesses).sum(-2)
+
+    def posterior_covariance(self, x: Float[Tensor, "*batch d"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*batch d d"]:
+        """Cov[x0 | x]: within the components, and between their means; its average trace is the least squared error."""
+        shares, guesses, variance, axes = self._guesses(x, alpha, sigma)
+        apart = guesses - (shares[..., None] * guesses).sum(-2, keepdim=True)
+        within = torch.einsum("...ke,kde,kfe->...df", shares[..., None] * variance, axes, axes)
+        return within + torch.einsum("...k,...kd,...kf->...df", shares, apart, apart)
 
     def denoiser(self, schedule):
         """``denoise(x, t) -> x0_hat`` along a schedule: what every sampler takes."""
@@ -112,13 +124,10 @@ class GaussianMixture:
 
     def posterior_sample(self, x: Float[Tensor, "*batch d"], alpha, sigma, generator=None) -> Float[Tensor, "*batch d"]:
         """One draw from p(x0 | x), exact: first the component, then its Gaussian; needs sigma > 0."""
-        log_part, along, variance, alpha, means, spread, axes = self._parts(x, alpha, sigma)
-        chosen = torch.multinomial(torch.softmax(log_part, -1).reshape(-1, len(means)), 1, generator=generator)
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        sigma = sigma[..., None, None] if sigma.ndim else sigma
-        width = (spread * sigma**2 / variance).sqrt()
-        noise = torch.randn(along.shape, dtype=x.dtype, device=x.device, generator=generator)
-        draws = means + torch.einsum("...ke,kde->...kd", alpha * spread * along / variance + width * noise, axes)
+        shares, guesses, variance, axes = self._guesses(x, alpha, sigma)
+        chosen = torch.multinomial(shares.reshape(-1, shares.shape[-1]), 1, generator=generator)
+        noise = torch.randn(guesses.shape, dtype=x.dtype, device=x.device, generator=generator)
+        draws = guesses + torch.einsum("...ke,kde->...kd", variance.sqrt() * noise, axes)
         index = chosen.reshape(*draws.shape[:-2], 1, 1).expand(*draws.shape[:-2], 1, self.dimension)
         return draws.gather(-2, index).squeeze(-2)
 

@@ -64,7 +64,16 @@ GROUPS = [
                 "spread * along / variance, axes)",
                 "a denoiser without alpha",
             ),
-            ("sigma**2 / variance).sqrt()", "sigma**2 / variance)", "posterior draws with a variance for a deviation"),
+            ("variance.sqrt() * noise", "variance * noise", "posterior draws with a variance for a deviation"),
+        ],
+    ),
+    (
+        "toy.py",
+        [f"{TOY}::test_posterior_covariance_is_the_second_order_tweedie_formula[0.5-0.8]"],
+        [
+            ("return within + torch", "return within - torch", "the sign of what the components differ by"),
+            ("* variance, axes, axes", "* variance.sqrt(), axes, axes", "deviations for variances of the components"),
+            ("kde,kfe->...df", "ked,kfe->...df", "one of two axes transposed"),
         ],
     ),
     (
@@ -611,8 +620,8 @@ GROUPS = [
         [f"{HERE}::test_posterior_draws_take_one_noise_level_per_sample"],
         [
             (
-                "sigma[..., None, None] if sigma.ndim else sigma\n",
-                "sigma[..., None] if sigma.ndim else sigma\n",
+                "(v[..., None, None] if v.ndim",
+                "(v[..., None] if v.ndim",
                 "a level for each row read as one for each component",
             )
         ],
@@ -750,7 +759,7 @@ GROUPS = [
                 "(j * batch + one_each) / (steps * batch)).clamp(0, 1)",
                 "the last share of the walk for the last sample",
             ),
-            ("edges[-1], edges[0], bins", "edges[0], edges[0], bins", "the prior at the cleanest end"),
+            ("noisy, clean, bins", "clean, clean, bins", "the prior at the cleanest end"),
             ("torch.linspace(most / 2", "torch.linspace(most / 1", "the log-SNR for its half"),
         ],
     ),

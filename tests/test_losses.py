@@ -18,7 +18,7 @@ from companion.losses import elbo, simple_loss
 from companion.predictions import KINDS, to_x0_eps
 from companion.toy import GaussianMixture
 
-F64 = torch.float64
+F64, CPU = torch.float64, torch.device("cpu")
 VARIANCES = ("posterior", "forward")
 
 
@@ -497,10 +497,10 @@ def test_a_few_random_steps_estimate_all_of_them():
 def test_random_steps_are_unbiased_for_each_sample():
     """Every sample of a batch visits every step equally often, not only the batch as a whole."""
     weight = torch.arange(1.0, 5.0, dtype=F64)
-    sums = torch.stack([sum(f * weight[i] for i, f in L._visits(4, 2, 3)) for _ in range(4000)])
+    sums = torch.stack([sum(f * weight[i] for i, f in L._visits(4, 2, 3, CPU)) for _ in range(4000)])
     torch.testing.assert_close(sums.mean(0), weight.sum().expand(3), rtol=0, atol=4 * sums.std().item() / 4000**0.5)
-    assert [(i.item(), f) for i, f in L._visits(4, None, 3)] == [(i, 1.0) for i in range(4)]
-    visited = torch.cat([i for i, _ in L._visits(6, 3, 4)])
+    assert list(L._visits(4, None, 3, CPU)) == [(i, 1.0) for i in range(4)]
+    visited = torch.cat([i for i, _ in L._visits(6, 3, 4, CPU)])
     assert torch.bincount(visited).tolist() == 6 * [2]  # twelve visits cover six steps evenly
 
 

@@ -44,6 +44,23 @@ def test_denoiser_and_density_are_integrals(mixture, alpha, sigma):
     assert ((spread.mean(0) - second).abs() < 5 * spread.std(0) / len(draws) ** 0.5).all()
 
 
+@pytest.mark.parametrize("alpha,sigma", [(0.9, 0.3), (0.5, 0.8), (0.2, 1.5)])
+def test_posterior_covariance_is_the_second_order_tweedie_formula(alpha, sigma):
+    """Cov[x0 | x] = sigma²/alpha² (I + sigma² ∇² log p(x)), the Hessian by autograd; and at each level in one call."""
+    tilted = [
+        [[0.2, 0.1, 0.0], [0.1, 0.4, 0.2], [0.0, 0.2, 0.3]],
+        [[0.5, -0.2, 0.1], [-0.2, 0.3, 0.0], [0.1, 0.0, 0.1]],
+    ]
+    mixture = GaussianMixture([0.4, 0.6], [[1.0, 0.2, 0.0], [-0.5, 0.0, 0.8]], tilted)
+    x = mixture.sample(6, alpha, sigma)
+    hessian = torch.func.vmap(torch.func.hessian(lambda y: mixture.log_prob(y, alpha, sigma)))(x)
+    want = (sigma / alpha) ** 2 * (torch.eye(3, dtype=torch.float64) + sigma**2 * hessian)
+    torch.testing.assert_close(mixture.posterior_covariance(x, alpha, sigma), want, atol=1e-10, rtol=1e-8)
+    levels = torch.full((3, 1), alpha, dtype=torch.float64), torch.full((3, 1), sigma, dtype=torch.float64)
+    torch.testing.assert_close(mixture.posterior_covariance(x.expand(3, 6, 3), *levels), want.expand(3, 6, 3, 3))
+    assert (mixture.posterior_covariance(x, 1.0, 0.0).abs() < 1e-12).all()
+
+
 @pytest.mark.parametrize("alpha,sigma", LEVELS)
 def test_samples_have_the_stated_moments(mixture, alpha, sigma):
     x = mixture.sample(200_000, alpha, sigma)

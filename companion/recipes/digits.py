@@ -1,12 +1,10 @@
 """8×8 digits, conditional on the class: the model of chapter 01 (about eleven minutes on two CPU cores)."""
 
-import argparse
-import platform
 import time
 
 import torch
 
-from companion import data, gpu, metrics, zoo
+from companion import data, gpu, metrics, recipes, zoo
 from companion.denoisers import Clipped
 from companion.samplers import ancestral, ddim, sample, start
 from companion.schedules import linspace
@@ -25,11 +23,7 @@ GRID = "A hundred samples, ten of each class, zeros at the top; 50 evaluations b
 
 def main(arguments):
     """Train, measure, and write ``digits.safetensors`` with its card."""
-    options = argparse.ArgumentParser(prog="companion.train digits", description=__doc__)
-    options.add_argument("--steps", type=int, default=3000)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--name", default="digits")
-    options.add_argument("--out", type=zoo.Path, default=zoo.FOLDER)
+    options = recipes.options("digits", __doc__, 3000)
     options.add_argument("--checkpoint", type=zoo.Path)
     given = options.parse_args(arguments)
 
@@ -51,15 +45,11 @@ def main(arguments):
         {
             "description": "Denoiser of 8×8 scans of handwritten digits, conditional on the class (10 = none given).",
             "model": MODEL,
-            "recipe": "python -m companion.train digits",
+            "recipe": " ".join(["python -m companion.train digits", *arguments]),
             "data": "scikit-learn's digits (UCI Optical Recognition of Handwritten Digits), 1,500 for training",
-            "seed": given.seed,
-            "steps": given.steps,
+            **recipes.provenance(given, device),
             "batch": 128,
-            "hardware": gpu.describe(device),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
             "seconds": round(seconds),
-            "licence": "MIT",
             "grid": GRID,
             "metrics": measure(ema.model.to("cpu"), given.seed),
         },

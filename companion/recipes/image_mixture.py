@@ -1,13 +1,11 @@
 """The image mixture: low-rank Gaussians per digit, fitted to MNIST by EM (three minutes on two CPU cores)."""
 
-import argparse
 import math
-import platform
 import time
 
 import torch
 
-from companion import data, gpu, zoo
+from companion import data, recipes, zoo
 from companion._image_mixture import SHIPPED, ImageMixture
 
 TABLES = ("weights", "means", "factors", "noise")
@@ -15,13 +13,9 @@ TABLES = ("weights", "means", "factors", "noise")
 
 def main(arguments):
     """Fit, measure, and write ``image_mixture.safetensors`` with its card."""
-    options = argparse.ArgumentParser(prog="companion.train image_mixture", description=__doc__)
-    options.add_argument("--steps", type=int, default=40, help="EM steps")
-    options.add_argument("--seed", type=int, default=0)
+    options = recipes.options("image_mixture", __doc__, 40, folder=SHIPPED.parent)  # steps of EM
     options.add_argument("--components", type=int, default=4, help="Gaussians per digit")
     options.add_argument("--rank", type=int, default=11, help="axes per Gaussian")
-    options.add_argument("--name", default="image_mixture")
-    options.add_argument("--out", type=zoo.Path, default=SHIPPED.parent)
     given = options.parse_args(arguments)
 
     images, labels = data.mnist("train")
@@ -39,12 +33,8 @@ def main(arguments):
             "model": {"class": "ImageMixture", "components": given.components, "rank": given.rank},
             "recipe": "python -m companion.train image_mixture",
             "data": "MNIST (LeCun, Cortes & Burges, CC BY-SA 3.0), 60,000 for training, padded to 32×32 with -1",
-            "seed": given.seed,
-            "steps": given.steps,
-            "hardware": gpu.describe(torch.device("cpu")),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+            **recipes.provenance(given, torch.device("cpu")),
             "seconds": round(seconds),
-            "licence": "MIT",
             "metrics": measure(ImageMixture(**tables)),
         },
         given.out,

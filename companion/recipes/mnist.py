@@ -8,14 +8,12 @@ them, and for a network of 1.8 million parameters that sees every pixel by itsel
 Trained on the first 40,000 training images: the classifier that reads and measures the samples knows only the others.
 """
 
-import argparse
 import contextlib
-import platform
 import time
 
 import torch
 
-from companion import data, gpu, metrics, zoo
+from companion import data, gpu, metrics, recipes, zoo
 from companion.denoisers import Clipped
 from companion.samplers import ddim, start
 from companion.schedules import linspace
@@ -127,19 +125,13 @@ def distance_to(images, known):
 
 def parser(name, text):
     """The options of a recipe that trains a U-Net on MNIST."""
-    options = argparse.ArgumentParser(
-        prog=f"companion.train {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--steps", type=int, default=14000)
+    options = recipes.options(name, text, 14000)
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--width", type=int, default=32, help="channels of the network at full resolution")
     options.add_argument("--patch", type=int, default=2, choices=(1, 2), help="1: no patches, and one level more")
     options.add_argument("--lr", type=float, default=1e-3)
-    options.add_argument("--seed", type=int, default=0)
     options.add_argument("--bf16", action="store_true", help="the network works in bfloat16")
     options.add_argument("--compile", action="store_true", help="compile the network: a minute, and a C++ compiler")
-    options.add_argument("--name", default=name)
-    options.add_argument("--out", type=zoo.Path, default=zoo.FOLDER)
     options.add_argument("--checkpoint", type=zoo.Path)
     options.add_argument("--metrics", type=zoo.Path, help="append a line of JSON here every hundred steps")
     options.add_argument("--grids", type=zoo.Path, help="a folder for a picture of samples every thousand steps")
@@ -214,17 +206,11 @@ def write(model, given, options, description, about):
         command += [f"--{key} {value}"] if value != options.get_default(key) else []
     command += [f"--{key}" for key in ("bf16", "compile") if getattr(given, key)]
     card = {
-        "description": about.pop("description"),
+        **recipes.provenance(given, gpu.device()),
         "model": sized(description, given),
         "recipe": " ".join(command),
-        "data": about.pop("data"),
-        "seed": given.seed,
-        "steps": given.steps,
         "batch": given.batch,
-        "hardware": given.hardware or gpu.describe(gpu.device()),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "licence": "MIT",
+        **about,
     }
-    if given.remark:
-        card["remark"] = given.remark
-    zoo.save(given.name, model.net, {**card, **about}, given.out)
+    card |= {key: value for key in ("hardware", "remark") if (value := getattr(given, key))}
+    zoo.save(given.name, model.net, card, given.out)

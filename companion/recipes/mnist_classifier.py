@@ -1,13 +1,11 @@
 """A reader of 32×32 digits, whose features measure the samples of other models (three minutes on one CPU thread)."""
 
-import argparse
-import platform
 import time
 
 import torch
 import torch.nn.functional as F
 
-from companion import data, gpu, metrics, zoo
+from companion import data, gpu, metrics, recipes, zoo
 
 MODEL = {
     "net": {"class": "Classifier", "arguments": {"channels": 1, "width": 32, "classes": 10, "features": 64}},
@@ -17,11 +15,7 @@ BATCH = 128
 
 def main(arguments):
     """Train, measure, and write ``mnist_classifier.safetensors`` with its card."""
-    options = argparse.ArgumentParser(prog="companion.train mnist_classifier", description=__doc__)
-    options.add_argument("--steps", type=int, default=2000)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--name", default="mnist_classifier")
-    options.add_argument("--out", type=zoo.Path, default=zoo.FOLDER)
+    options = recipes.options("mnist_classifier", __doc__, 2000)
     given = options.parse_args(arguments)
 
     device = gpu.device()
@@ -40,13 +34,9 @@ def main(arguments):
             "recipe": "python -m companion.train mnist_classifier",
             "data": "MNIST (LeCun, Cortes & Burges, CC BY-SA 3.0), images 40,000 to 60,000 of the training split, "
             "padded to 32×32 with -1, moved at random by up to two pixels",
-            "seed": given.seed,
-            "steps": given.steps,
+            **recipes.provenance(given, device),
             "batch": BATCH,
-            "hardware": gpu.describe(device),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
             "seconds": round(seconds),
-            "licence": "MIT",
             "metrics": measure(net.to("cpu").half().float()),  # measured as it is stored
         },
         given.out,
