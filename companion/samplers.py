@@ -1,12 +1,13 @@
 """One map, many walks: from a decreasing grid of times and ``denoise(x, t) -> x0_hat`` to samples.
 
-Every sampler here takes the step
+Nearly every sampler here takes the step
 
     x' = alpha' x0_hat + sqrt(sigma'² − u²) eps_hat + u z,   u = eta sigma' sqrt(1 − (alpha sigma' / (alpha' sigma))²)
 
-with eps_hat = (x − alpha x0_hat) / sigma (Song, Meng & Ermon 2021, eqs. 12 and 16). A sampler is a generator that
-yields ``State(x, x0)`` after each step. Coefficients are Python floats, computed once in float64: nothing in a loop
-waits for the device.
+with eps_hat = (x − alpha x0_hat) / sigma (Song, Meng & Ermon 2021, eqs. 12 and 16). Outside it stand the larger of
+DDPM's two variances, the Euler–Maruyama method, and Langevin steps, which walk on the spot. A sampler is a generator
+that yields ``State(x, x0)`` after each step. Coefficients are Python floats, computed once in float64: nothing in a
+loop waits for the device.
 """
 
 import math
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion import _checks as check
+from companion.forward import sde_coefficients
 from companion.losses import interpolated_variance
 
 
@@ -28,11 +30,12 @@ class State(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A node of the grid: its time as a tensor for the denoiser, and alpha, sigma as Python floats."""
+    """A node of the grid: its time as a tensor for the denoiser, then alpha, sigma and the time as Python floats."""
 
     t: Tensor
     alpha: float
     sigma: float
+    time: float
 
 
 def nodes(schedule, ts, x: Tensor) -> list[Node]:
@@ -59,7 +62,7 @@ def nodes(schedule, ts, x: Tensor) -> list[Node]:
     alphas, sigmas = schedule.alpha(ts).tolist(), schedule.sigma(ts).tolist()
     if min(sigmas[:-1]) <= 0:
         raise ValueError(f"sigma must be above 0 at every node but the last; got {min(sigmas[:-1])}")
-    return [Node(*node) for node in zip(ts.to(x).unbind(), alphas, sigmas, strict=True)]
+    return [Node(*node) for node in zip(ts.to(x).unbind(), alphas, sigmas, ts.tolist(), strict=True)]
 
 
 def fresh_noise(now: Node, then: Node, eta: float) -> float:
@@ -137,6 +140,114 @@ def euler(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch
 
 
 @torch.no_grad()
+def euler_maruyama(
+    denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, kappa: float | int = 1.0, noise=torch.randn_like
+):
+    """The Euler–Maruyama method on the reverse processes dx = (f x − ½ (1 + kappa²) g² score) dt + kappa g dw.
+
+    All of them have the forward process's marginals: kappa = 1 is the reverse SDE (Anderson 1982; Song et al. 2021,
+    eq. 6), kappa = 0 the probability-flow ODE (their eq. 13). Weak order 1. The score comes from x0_hat, f and g from
+    ``forward.sde_coefficients``. Yields ``State`` after each step; nothing is drawn on a last step to sigma = 0. Raises
+    ValueError for a grid that does not decrease, one on which f or g is not finite where a step starts (alpha = 0), and
+    a negative kappa.
+    """
+    if not (kappa >= 0 and math.isfinite(kappa)):
+        raise ValueError(f"kappa must be a finite number, at least 0; got {kappa}")
+    grid = nodes(schedule, ts, x)
+    times = torch.tensor([node.time for node in grid[:-1]], dtype=torch.float64)
+    drifts, diffusions = sde_coefficients(times, schedule)
+    if not (drifts.isfinite() & diffusions.isfinite()).all():
+        raise ValueError(
+            f"ts must start where alpha > 0: the drift is not finite at all of {times[0]:g} … {times[-1]:g}"
+        )
+    for now, then, f, g in zip(grid, grid[1:], drifts.tolist(), diffusions.tolist(), strict=False):
+        x0 = denoise(x, now.t)
+        pull = 0.5 * (1 + kappa**2) * g**2
+        x = x + (then.time - now.time) * (f * x - pull * _score(x, x0, now))
+        if kappa > 0 and then.sigma > 0:
+            x = x + kappa * g * math.sqrt(now.time - then.time) * noise(x)
+        yield State(x, x0)
+
+
+def _score(x, x0, now: Node):
+    """The score that x0_hat implies at a node: (alpha x0_hat − x) / sigma²."""
+    return (now.alpha * x0 - x) / now.sigma**2
+
+
+def _langevin(denoise, x, now: Node, steps: int, size: float, noise):
+    """After ``steps`` Langevin steps x + delta score + sqrt(2 delta) z, delta = size sigma²: x, and the last x0_hat."""
+    delta = size * now.sigma**2
+    for _ in range(steps):
+        x0 = denoise(x, now.t)
+        x = x + delta * _score(x, x0, now) + math.sqrt(2 * delta) * noise(x)
+    return x, x0
+
+
+@torch.no_grad()
+def annealed_langevin(
+    denoise,
+    schedule,
+    x: Float[Tensor, "batch *data"],
+    ts,
+    *,
+    steps: int = 10,
+    size: float | int = 0.1,
+    noise=torch.randn_like,
+):
+    """Langevin dynamics at every node in turn, from the noisiest down (Song & Ermon 2019, algorithm 1).
+
+    At each node ``steps`` steps of delta = ``size`` sigma² (the paper's step is twice ours); on the way to the next
+    node x / alpha is kept. A last node with sigma = 0 is reached by x0_hat. Yields ``State`` after each node. Raises
+    ValueError for a grid that does not decrease or starts at alpha = 0, and for steps or size not above 0.
+    """
+    check.positive_int("steps", steps)
+    check.positive("size", size)
+    grid = nodes(schedule, ts, x)
+    if grid[0].alpha == 0:
+        raise ValueError("ts must start where alpha > 0: Langevin steps are carried from node to node as x / alpha")
+    last = grid[0]
+    for now in grid:
+        if now.sigma == 0:
+            x0 = denoise(x, last.t)
+            x = now.alpha * x0
+        else:
+            x, x0 = _langevin(denoise, now.alpha / last.alpha * x, now, steps, size, noise)
+        yield State(x, x0)
+        last = now
+
+
+@torch.no_grad()
+def predictor_corrector(
+    denoise,
+    schedule,
+    x: Float[Tensor, "batch *data"],
+    ts,
+    *,
+    eta: float | int = 1.0,
+    steps: int = 1,
+    size: float | int = 0.05,
+    noise=torch.randn_like,
+):
+    """A step of ``ddim`` with the given eta predicts, then Langevin steps at the new node correct (Song et al. 2021).
+
+    ``steps`` corrections of delta = ``size`` sigma²; the paper's signal-to-noise ratio r is size = 2 r². Costs
+    1 + steps evaluations a node; a node with sigma = 0 is not corrected. Yields ``State`` after each node. Raises
+    ValueError for a grid that does not decrease, eta outside [0, 1], steps < 1 or a size not above 0.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1]; got {eta}")
+    check.positive_int("steps", steps)
+    check.positive("size", size)
+    grid = nodes(schedule, ts, x)
+    for now, then in zip(grid, grid[1:], strict=False):
+        x0 = denoise(x, now.t)
+        x = transfer(x, x0, now, then, fresh_noise(now, then, eta), noise)
+        if then.sigma > 0:
+            x, x0 = _langevin(denoise, x, then, steps, size, noise)
+        yield State(x, x0)
+
+
+@torch.no_grad()
 def invert(denoise, schedule, x: Float[Tensor, "batch *data"], ts):
     """DDIM run upwards, from data-like x at ts[-1] to its code at ts[0], on a grid a sampler would walk down.
 
@@ -167,4 +278,4 @@ def start(schedule, ts, shape, *, generator=None, dtype=torch.float32, device=No
     return schedule.sigma(ts[:1].double()).item() * z
 
 
-ddim.order = euler.order = 1
+ddim.order = ancestral.order = euler.order = euler_maruyama.order = 1

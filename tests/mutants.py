@@ -396,6 +396,43 @@ GROUPS = [
     ),
     (
         "samplers.py",
+        [f"{SAMPLERS}::test_euler_maruyama_is_the_textbook_step"],
+        [
+            ("(1 + kappa**2)", "(1 + kappa)", "a noise level for its square"),
+            ("0.5 * (1 + kappa", "(1 + kappa", "a lost half before the score"),
+            ("* g**2\n        x = x + (then", "* g\n        x = x + (then", "g for g²"),
+            ("kappa > 0 and then.sigma > 0", "kappa > 0 and now.sigma > 0", "noise at the clean end"),
+            ("* g * math.sqrt(now.time", "* g * (now.time", "noise that grows like the step"),
+            ("f * x - pull", "f * x + pull", "the score's sign in the reverse drift"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_langevin_keeps_its_own_variance_exactly[0.1]"],
+        [
+            ("math.sqrt(2 * delta)", "math.sqrt(delta)", "Langevin's noise without its 2"),
+            ("x0 - x) / now.sigma**2", "x0 - x) / now.sigma", "a score divided by a deviation"),
+            ("size * now.sigma**2", "size * now.sigma", "a step in the deviation"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_annealed_langevin_carries_x_over_alpha_and_ends_clean"],
+        [
+            ("now.alpha / last.alpha * x, now", "last.alpha / now.alpha * x, now", "carried the wrong way"),
+            ("(denoise, now.alpha / last.alpha * x, now", "(denoise, x, now", "carried as it is"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{SAMPLERS}::test_predictor_corrector_is_a_predicted_step_and_langevin_steps[1.0]"],
+        [
+            ("denoise, x, then, steps", "denoise, x, now, steps", "corrected at the node it came from"),
+            ("if then.sigma > 0:\n            x, x0", "if now.sigma > 99:\n            x, x0", "never corrected"),
+        ],
+    ),
+    (
+        "samplers.py",
         [f"{SAMPLERS}::test_bad_grids"],
         [("(ts[1:] < ts[:-1])", "(ts[1:] <= ts[:-1])", "a grid that stands still")],
     ),

@@ -9,11 +9,21 @@ from conftest import SCHEDULES, refuses
 from scipy.integrate import solve_ivp
 
 from companion import schedules as S
-from companion.forward import q_posterior
-from companion.samplers import ancestral, ddim, euler, invert, sample, start
+from companion.forward import q_posterior, sde_coefficients
+from companion.samplers import (
+    ancestral,
+    annealed_langevin,
+    ddim,
+    euler,
+    euler_maruyama,
+    invert,
+    predictor_corrector,
+    sample,
+    start,
+)
 from companion.toy import GaussianMixture
 
-ALL = [ddim, euler, ancestral]
+ALL = [ddim, euler, ancestral, predictor_corrector]  # from any grid of nodes, an empty start too
 
 
 def grid(schedule, steps, end=0.05):
@@ -204,6 +214,127 @@ def test_weak_order_of_the_noisy_sampler(eta):
     assert abs(found - want) < 5 * want * (2 / 400_000) ** 0.5
 
 
+ONE = GaussianMixture([1.0], [[0.0]], stds=[0.5])
+
+
+def rows(walk, schedule, ts, width, **options):
+    """The variance a linear walk leaves, exactly: one row for the start, one for each draw."""
+    draws = iter(range(1, width))
+
+    def noise(x):
+        z = torch.zeros_like(x)
+        z[next(draws)] = 1.0
+        return z
+
+    x = torch.zeros(width, 1, dtype=torch.float64)
+    x[0] = (0.25 * schedule.alpha(ts[0]) ** 2 + schedule.sigma(ts[0]) ** 2).sqrt()
+    end = sample(ONE.denoiser(schedule), schedule, x, ts, sampler=walk, noise=noise, **options).square().sum()
+    return end.item(), len(list(draws))
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("name", ["linear", "cosine", "ve", "flow", "sub-vp"])
+def test_weak_order_of_euler_maruyama(name, kappa):
+    """Every kappa ends with the forward process's variance, up to an error that halves with the step."""
+    schedule = S.VE(0.1, 10.0) if name == "ve" else SCHEDULES[name]
+    errors = []
+    for steps in (200, 400, 800):
+        ts = grid(schedule, steps, end=0.1)
+        want = 0.25 * schedule.alpha(ts[-1]) ** 2 + schedule.sigma(ts[-1]) ** 2
+        found, unused = rows(euler_maruyama, schedule, ts, steps + 1, kappa=kappa)
+        assert unused == (steps if kappa == 0 else 0)
+        errors.append(abs(found / want.item() - 1))
+    assert errors[-1] < 0.1 and abs(math.log2(errors[-2] / errors[-1]) - 1) < 0.15, errors
+
+
+def test_euler_maruyama_without_noise_is_euler_in_time(mixture):
+    schedule = S.LinearVP()
+    denoise, ts = mixture.denoiser(schedule), S.linspace(schedule, 30, t_end=1e-3)
+    x = other = start(schedule, ts, (50, 2), dtype=torch.float64)
+    for t, s in zip(ts, ts[1:], strict=False):
+        x0 = denoise(other, t)
+        eps = (other - schedule.alpha(t) * x0) / schedule.sigma(t)
+        other = other + (s - t) * (schedule.alpha_rate(t) * x0 + schedule.sigma_rate(t) * eps)
+    assert (sample(denoise, schedule, x, ts, sampler=euler_maruyama, kappa=0.0) - other).abs().max() < 1e-9
+
+
+def test_euler_maruyama_is_the_textbook_step(mixture):
+    """One step, from the score of the mixture itself instead of x0_hat; and none of the noise at a clean end."""
+    schedule, x = S.LinearVP(), torch.randn(40, 2, dtype=torch.float64)
+    t, s = torch.tensor([0.6, 0.0], dtype=torch.float64)
+    drift, diffusion = sde_coefficients(t, schedule)
+    slope = drift * x - 0.5 * (1 + 0.49) * diffusion**2 * mixture.score(x, schedule.alpha(t), schedule.sigma(t))
+    ones = {"sampler": euler_maruyama, "kappa": 0.7, "noise": torch.ones_like}
+    found = sample(mixture.denoiser(schedule), schedule, x, torch.stack([t, s]), **ones)
+    assert (found - (x - 0.6 * slope)).abs().max() < 1e-12
+    s = torch.tensor(0.5, dtype=torch.float64)
+    found = sample(mixture.denoiser(schedule), schedule, x, torch.stack([t, s]), **ones)
+    assert (found - (x - 0.1 * slope + 0.7 * diffusion * 0.1**0.5)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("size", [0.02, 0.1, 0.5])
+def test_langevin_keeps_its_own_variance_exactly(size):
+    """On a Gaussian of variance V the chain is an AR(1) process: V / (1 − delta / 2V) is what it keeps, and not V."""
+    schedule = S.VE(0.1, 10.0)
+    t = torch.tensor([0.5, 0.4], dtype=torch.float64)
+    V = 0.25 + schedule.sigma(t) ** 2
+    delta = size * schedule.sigma(t) ** 2
+    want = V[0]
+    for v, d in zip(V, delta, strict=True):
+        keeps = v / (1 - d / (2 * v))
+        want = keeps + (1 - d / v) ** 40 * (want - keeps)
+    found, unused = rows(annealed_langevin, schedule, t, 41, steps=20, size=size)
+    assert unused == 0 and abs(found - want) < 1e-12
+
+
+def test_annealed_langevin_carries_x_over_alpha_and_ends_clean(mixture):
+    schedule, x = S.LinearVP(), torch.randn(5, 2, dtype=torch.float64)
+    ts = torch.tensor([0.8, 0.3, 0.0], dtype=torch.float64)
+    states = list(annealed_langevin(mixture.denoiser(schedule), schedule, x, ts, steps=1, size=1e-300))
+    at = schedule.alpha(ts)
+    assert len(states) == 3 and (states[0].x - x).abs().max() < 1e-12
+    assert (states[1].x - at[1] / at[0] * x).abs().max() < 1e-9
+    guess = mixture.denoise(states[1].x, at[1], schedule.sigma(ts[1]))
+    assert (states[2].x - guess).abs().max() < 1e-12 and states[2].x is not None
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_predictor_corrector_is_a_predicted_step_and_langevin_steps(eta):
+    """Three steps of the affine recursion by hand; corrections draw the variance towards the marginal's."""
+    schedule = S.LinearVP()
+    ts = torch.tensor([0.9, 0.6, 0.3, 0.1], dtype=torch.float64)
+    V = 0.25 * schedule.alpha(ts) ** 2 + schedule.sigma(ts) ** 2
+    want = V[0].item()
+    for i in (1, 2, 3):
+        pair = ts[i - 1 : i + 1]
+        gain = gaussian_variance(schedule, pair, eta, 0.25)  # one step from the exact marginal …
+        fresh = eta**2 * schedule.sigma(pair[1]).item() ** 2
+        fresh *= (
+            1
+            - (schedule.alpha(pair[0]) * schedule.sigma(pair[1])).item() ** 2
+            / (schedule.alpha(pair[1]) * schedule.sigma(pair[0])).item() ** 2
+        )
+        want = (gain - fresh) / V[i - 1].item() * want + fresh  # … and from any variance
+        delta = 0.2 * schedule.sigma(ts[i]).item() ** 2
+        keeps = V[i].item() / (1 - delta / (2 * V[i].item()))
+        want = keeps + (1 - delta / V[i].item()) ** 4 * (want - keeps)
+    found, unused = rows(predictor_corrector, schedule, ts, 10 if eta else 7, eta=eta, steps=2, size=0.2)
+    assert unused == 0 and abs(found - want) < 1e-12
+
+
+def test_annealing_finds_the_weights_that_langevin_alone_does_not():
+    """Two modes far apart, an even start: one small level keeps half and half, many levels find 0.8 and 0.2."""
+    modes = GaussianMixture([0.8, 0.2], [[4.0, 4.0], [-4.0, -4.0]], stds=[1.0, 1.0])
+    schedule = S.VE(0.3, 16.0)
+    x = 8 * torch.randn(4000, 2, dtype=torch.float64)
+    walk = {"sampler": annealed_langevin, "noise": noise_of(1)}
+    low = torch.tensor([1e-6, 0.0], dtype=torch.float64)
+    alone = sample(modes.denoiser(schedule), schedule, x, low, steps=200, **walk)
+    annealed = sample(modes.denoiser(schedule), schedule, x, S.linspace(schedule, 11), steps=60, **walk)
+    shares = [modes.responsibilities(end)[:, 0].mean().item() for end in (alone, annealed)]
+    assert abs(shares[0] - 0.5) < 0.05 and abs(shares[1] - 0.8) < 0.03, shares
+
+
 class TestDiffusers:
     """Against the schedulers of an independent library, on the exact mixture."""
 
@@ -259,12 +390,12 @@ def test_a_table_of_nodes_is_enough(sampler, table, mixture):
     assert torch.isfinite(end).all() and (mixture.log_prob(end) > -20).all()
 
 
-@pytest.mark.parametrize("sampler", [ddim, ancestral])
+@pytest.mark.parametrize("sampler", [ddim, ancestral, predictor_corrector])
 def test_no_noise_on_the_last_step(sampler, schedule):
     point = torch.tensor([0.5, -0.25], dtype=torch.float64)
     ts = S.linspace(schedule, 10)
     clean = not isinstance(schedule, S.VE | S.LinearLogSNR)  # these two end with a little noise, and keep it
-    options = {"eta": 1.0} if sampler is ddim else {"variance": "forward" if clean else "posterior"}
+    options = {"variance": "forward" if clean else "posterior"} if sampler is ancestral else {"eta": 1.0}
     x = start(schedule, ts, (100, 2), dtype=torch.float64)
     end = sample(lambda x, t: point.expand_as(x), schedule, x, ts, sampler=sampler, **options)
     left = schedule.sigma(ts[-1:]).item()
@@ -311,7 +442,7 @@ def test_states_and_gradients(mixture):
     assert torch.is_grad_enabled()  # a paused walk leaves autograd as it was
 
 
-@pytest.mark.parametrize("sampler", [*ALL, invert])
+@pytest.mark.parametrize("sampler", [*ALL, euler_maruyama, annealed_langevin, invert])
 @pytest.mark.parametrize(
     "ts,error,message",
     [
@@ -341,5 +472,17 @@ def test_other_bad_arguments(mixture):
         sample(denoise, schedule, x, ts, sampler=ancestral, variance="learned")
     with refuses(ValueError, "sigma > 0"):
         sample(denoise, schedule, x, ts, sampler=invert)
+    for sampler in (euler_maruyama, annealed_langevin):
+        with refuses(ValueError, "alpha > 0"):
+            sample(denoise, schedule, x, torch.tensor([1.0, 0.5]), sampler=sampler)
+    for sampler in (predictor_corrector, annealed_langevin):
+        with refuses(ValueError, "steps"):
+            sample(denoise, schedule, x, ts, sampler=sampler, steps=0)
+        with refuses(ValueError, "size"):
+            sample(denoise, schedule, x, ts, sampler=sampler, size=-0.1)
+    with refuses(ValueError, "eta"):
+        sample(denoise, schedule, x, ts, sampler=predictor_corrector, eta=-1.0)
+    with refuses(ValueError, "kappa"):
+        sample(denoise, schedule, x, ts, sampler=euler_maruyama, kappa=-1.0)
     with refuses(TypeError, "x must be a floating"):
         sample(denoise, schedule, torch.ones(3, 2, dtype=torch.int64), ts)
