@@ -84,3 +84,21 @@ class Clipped:
         check.learned_variance(self.denoise)
         x0, v = self.denoise.with_variance(x, t)
         return torch.clamp(x0, self.low, self.high), v
+
+
+def reschedule(denoise, source, target):
+    """A denoiser made for schedule ``source``, as one for ``target``: asked where the signal-to-noise ratios are equal.
+
+    Returns ``denoise(x, t)`` with t a time of ``target``. x is rescaled on the way, so one network serves every
+    schedule. Raises ValueError, when called, at a ratio that ``source`` does not have. Finds the time by bisection,
+    which on a GPU waits for the device.
+    """
+
+    def moved(x, t):
+        check.time(t, x)
+        t = t.double()
+        s = source.time_of(target.half_log_snr(t))
+        there, here = (torch.hypot(path.alpha(v), path.sigma(v)) for path, v in ((source, s), (target, t)))
+        return denoise(check.like(there / here, x) * x, s.to(x))
+
+    return moved

@@ -442,3 +442,63 @@ def bits_per_dim(nats: Tensor, dims: int, *, bin_width: float | int = 1.0) -> Te
     check.positive_int("dims", dims)
     check.positive("bin_width", bin_width)
     return nats / (dims * math.log(2)) - math.log2(bin_width)
+
+
+# ---- score matching -------------------------------------------------------------------------------------------------
+
+
+def _field(score, x):
+    """A leaf with x's values, and the score there, of the same shape."""
+    check.floating("x", x)
+    x = x.detach().requires_grad_()
+    s = score(x)
+    check.same_shape("score(x)", s, "x", x)
+    return x, s
+
+
+@torch.enable_grad()
+def implicit_score_matching(score, x: Float[Tensor, "batch *data"]) -> Float[Tensor, "batch"]:
+    """½ ||s(x)||² + div s(x) of each sample: its mean is ½ E||s − grad log p||² up to a constant (Hyvärinen 2005).
+
+    ``score(x)`` returns a field of x's shape, sample by sample. The divergence is exact, one backward pass for each
+    coordinate; the result can be differentiated in the score's parameters. Where the density of x does not vanish at
+    the edge of its support the mean is off by a boundary term. Raises TypeError unless x is a floating-point tensor,
+    ValueError for a score of another shape.
+    """
+    x, s = _field(score, x)
+    outputs = s.flatten(1)
+    divergence = sum(
+        torch.autograd.grad(outputs[:, i].sum(), x, create_graph=True)[0].flatten(1)[:, i]
+        for i in range(outputs.shape[1])
+    )
+    return 0.5 * _per_sample(s.square()) + divergence
+
+
+@torch.enable_grad()
+def sliced_score_matching(score, x: Float[Tensor, "batch *data"], *, noise=torch.randn_like) -> Float[Tensor, "batch"]:
+    """½ ||s(x)||² + w·grad(w·s(x)) of each sample, with one random probe w (Song et al. 2019, SSM-VR).
+
+    An unbiased estimate of ``implicit_score_matching`` from a single backward pass, where ``noise(x)`` gives probes of
+    x's shape with E[w w'] = I: normal numbers, or signs, which vary less. Raises as ``implicit_score_matching`` does.
+    """
+    x, s = _field(score, x)
+    probe = noise(x).detach()
+    (pulled,) = torch.autograd.grad((s * probe).sum(), x, create_graph=True)
+    return 0.5 * _per_sample(s.square()) + _per_sample(pulled * probe)
+
+
+def denoising_score_matching(
+    score, x0: Float[Tensor, "batch *data"], t, schedule, *, noise=torch.randn_like
+) -> Float[Tensor, "batch"]:
+    """½ sigma² ||s(x_t, t) + eps/sigma||² of each sample, with x_t = alpha x0 + sigma eps (Vincent 2011).
+
+    ``score(x, t)`` returns x's shape; t has shape () or (batch,), and ``noise(x0)`` gives eps. The weight sigma² is
+    that of Song & Ermon 2019; with it the loss is ½ ||eps − eps_hat||², for eps_hat = −sigma s, d/2 times a sample's
+    ``simple_loss`` of kind "eps" in d dimensions. Raises TypeError unless t is a floating-point tensor, ValueError for
+    shapes that do not fit.
+    """
+    eps = noise(x0)
+    x = q_sample(x0, t, schedule, eps)
+    s = score(x, t)
+    check.same_shape("score(x, t)", s, "x", x)
+    return 0.5 * _per_sample((check.like(schedule.sigma(t), x0) * s + eps).square())

@@ -55,7 +55,7 @@ class Schedule:
         target = torch.as_tensor(half_log_snr, dtype=torch.float64)
         low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
         most, least = self.half_log_snr(low), self.half_log_snr(high)
-        slack = 1e-9 * (1 + target.abs())
+        slack = 1e-9 * (1 + target.abs().nan_to_num(posinf=0.0))  # an infinite target is met by an infinite end only
         if not ((target <= most + slack) & (target >= least - slack)).all():
             raise ValueError(
                 f"half_log_snr must lie between {least.min():.4g} and {most.max():.4g} on this schedule; "
@@ -93,6 +93,17 @@ class LinearVP(Schedule):
     def sigma(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """sqrt(1 − alpha²), by expm1, which keeps its digits near t = 0."""
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+
+class SubVP(LinearVP):
+    """The alpha of ``LinearVP`` with less noise, sigma = 1 − alpha² instead of its root (Song et al. 2021, eq. 29).
+
+    Raises as ``LinearVP`` does.
+    """
+
+    def sigma(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
+        """1 − alpha², by expm1, which keeps its digits near t = 0."""
+        return -torch.expm1(2 * self.log_alpha(t))
 
 
 class CosineVP(Schedule):

@@ -32,6 +32,7 @@ class Table(S.Schedule):
 
 SCHEDULES = {
     "linear": S.LinearVP(),
+    "sub-vp": S.SubVP(),
     "cosine": S.CosineVP(),
     "circle": S.CosineVP(0.0),
     "log-snr": S.LinearLogSNR(),
@@ -43,7 +44,7 @@ SCHEDULES = {
 }
 
 
-NOT_PRESERVING = {"ve", "flow"}  # alpha² + sigma² is not 1
+NOT_PRESERVING = {"sub-vp", "ve", "flow"}  # alpha² + sigma² is not 1
 
 
 @pytest.fixture(autouse=True)

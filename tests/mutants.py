@@ -146,7 +146,7 @@ GROUPS = [
         "schedules.py",
         [f"{SCHEDULES}::test_ends_and_monotony[linear]"],
         [
-            ("expm1(2 * self.log_alpha", "expm1(self.log_alpha", "1 − alpha for 1 − alpha²"),
+            ("(-torch.expm1(2 * self.log_alpha", "(-torch.expm1(self.log_alpha", "1 − alpha for 1 − alpha²"),
             ("(2 * self.log_alpha(t))).sqrt()", "(2 * self.log_alpha(t)))", "the variance for sigma (linear)"),
         ],
     ),
@@ -357,8 +357,8 @@ GROUPS = [
             ("keep * now.alpha) * x0", "keep * then.alpha) * x0", "the wrong node's alpha in the map"),
             ("u**2)) / now.sigma", "u**2)) / now.alpha", "alpha for sigma in eps_hat"),
             (
-                "now.t)\n        x = transfer(x, x0, now, then, fresh",
-                "then.t)\n        x = transfer(x, x0, now, then, fresh",
+                "now.t)\n        x = transfer(x, x0, now, then, fresh_noise(now, then, eta), noise)\n        yield",
+                "then.t)\n        x = transfer(x, x0, now, then, fresh_noise(now, then, eta), noise)\n        yield",
                 "the network asked at the next node",
             ),
             ("then.alpha - now.sigma / now", "then.alpha + now.sigma / now", "the sign of Euler's step"),
@@ -420,7 +420,7 @@ GROUPS = [
         [f"{SAMPLERS}::test_annealed_langevin_carries_x_over_alpha_and_ends_clean"],
         [
             ("now.alpha / last.alpha * x, now", "last.alpha / now.alpha * x, now", "carried the wrong way"),
-            ("(denoise, now.alpha / last.alpha * x, now", "(denoise, x, now", "carried as it is"),
+            ("(denoise, now.alpha / last.alpha * x", "(denoise, now.alpha * x", "carried and never unscaled"),
         ],
     ),
     (
@@ -725,6 +725,37 @@ GROUPS = [
     ),
     (
         "losses.py",
+        [f"{LOSSES}::test_implicit_score_matching_is_half_the_square_plus_the_divergence"],
+        [
+            ("s.square()) + divergence", "s.square()) - divergence", "the sign of the divergence"),
+            ("0.5 * _per_sample(s.square()) + div", "_per_sample(s.square()) + div", "a lost half of Hyvärinen's"),
+            ("[0].flatten(1)[:, i]", "[0].flatten(1)[:, 0]", "off the diagonal for the trace"),
+        ],
+    ),
+    (
+        "losses.py",
+        [f"{LOSSES}::test_sliced_score_matching_averages_to_the_exact_one"],
+        [
+            ("_per_sample(pulled * probe)", "0.5 * _per_sample(pulled * probe)", "half the sliced trace"),
+            ("_per_sample(pulled * probe)", "_per_sample(pulled)", "a probe that is used once"),
+            ("(s * probe).sum()", "s.sum()", "a sum of columns for a projection"),
+        ],
+    ),
+    (
+        "losses.py",
+        [
+            f"{LOSSES}::test_denoising_score_matching_is_the_loss_of_eps",
+            f"{LOSSES}::test_denoising_score_matching_is_the_fisher_divergence_and_what_no_score_removes",
+        ],
+        [
+            ("* s + eps)", "* s - eps)", "a score that points to the noise"),
+            ("check.like(schedule.sigma(t), x0) * s", "check.like(schedule.sigma(t), x0) ** 2 * s", "σ² for σ"),
+            ("0.5 * _per_sample((check", "_per_sample((check", "a lost half in denoising"),
+            ("q_sample(x0, t, schedule, eps)", "q_sample(x0, t, schedule)", "noise drawn twice"),
+        ],
+    ),
+    (
+        "losses.py",
         [f"{LOSSES}::test_random_steps_are_unbiased_for_each_sample"],
         [
             ("count / steps", "count", "random steps that count for all"),
@@ -831,6 +862,14 @@ GROUPS = [
         "losses.py",
         [f"{LOSSES}::test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone"],
         [("output.detach(), x", "output, x", "a mean that learns from the bound")],
+    ),
+    (
+        "denoisers.py",
+        ["test_denoisers.py::test_reschedule_is_the_exact_denoiser_of_the_other_schedule[ve]"],
+        [
+            ("like(there / here, x) * x", "like(here / there, x) * x", "x rescaled the wrong way"),
+            ("x) * x, s.to(x))", "x) * x, t.to(x))", "the source asked at the target's time"),
+        ],
     ),
     (
         "denoisers.py",
@@ -961,6 +1000,75 @@ GROUPS = [
             ("* spread[k].sqrt())", "* spread[k])", "axes drawn with a variance for a deviation"),
             ("+= alpha * (wide", "+= (wide", "axes that did not shrink"),
         ],
+    ),
+    (
+        "likelihood.py",
+        [
+            "test_likelihood.py::test_gaussian_prior_on_gaussian_data[ve]",
+            "test_likelihood.py::test_gaussian_prior_on_gaussian_data[cosine]",
+        ],
+        [
+            ("gained.mean(1) + dims", "-gained.mean(1) + dims", "the sign of the divergence"),
+            ("+ dims * (r_end", "- dims * (r_end", "the sign of the coordinates' scale in the density"),
+            ("dims * (r_end / r_start)", "dims * (r_end / r_end)", "the coordinates' scale forgotten in the density"),
+            ("dims * (r_end / r_start)", "(r_end / r_start)", "one dimension for all in the coordinates' scale"),
+            ("* squares - r * products", "* squares - products", "a chain rule without the coordinates' scale"),
+            ("* squares - r * products", "* squares + r * products", "the sign of the denoiser's divergence"),
+            ("(alpha / r * u - x0)", "(u - x0)", "v_hat without its cosine"),
+            ("code, gained = r_end * path", "code, gained = path", "a code in the solver's coordinates"),
+            ("- sigma.log() - 0.5 * math", "+ sigma.log() - 0.5 * math", "the sign of the prior's width"),
+        ],
+    ),
+    (
+        "likelihood.py",
+        [
+            "test_likelihood.py::test_each_probe_s_estimate_on_gaussian_data[ve-gaussian]",
+            "test_likelihood.py::test_each_probe_s_estimate_on_gaussian_data[ve-rademacher]",
+        ],
+        [
+            ("vectors.square().flatten(2)", "vectors.flatten(2)", "a probe's square forgotten"),
+            ("squares = dims if vectors is None", "squares = dims if vectors is not x", "a probe's square taken for d"),
+            ("/ math.sqrt(probes)", "/ probes", "a variance's rate for an error's"),
+            ("torch.where(normal < 0, -1.0, 1.0)", "torch.where(normal < 0, 0.0, 1.0)", "signs without a minus"),
+        ],
+    ),
+    (
+        "likelihood.py",
+        ["test_likelihood.py::test_hutchinson_is_unbiased_with_the_stated_variance[gaussian]"],
+        [("retain_graph=True)[0] * v)", "retain_graph=True)[0])", "a probe that is used once")],
+    ),
+    (
+        "likelihood.py",
+        ["test_likelihood.py::test_dequantised_bits_are_those_of_the_levels"],
+        [
+            ("(noise(x) - 0.5)", "noise(x)", "noise to one side of the level"),
+            ("* (2 / (bins - 1))", "* (1 / (bins - 1))", "half a bin of noise"),
+        ],
+    ),
+    (
+        "fokker_planck.py",
+        [
+            "test_fokker_planck.py::test_ornstein_uhlenbeck_with_the_order_in_the_cell_s_width",
+            "test_fokker_planck.py::test_a_constant_drift_settles_to_the_exact_exponential",
+            "test_fokker_planck.py::test_heat_spreads_without_drift",
+        ],
+        [
+            ("0.5 * g**2 / width**2", "g**2 / width**2", "no half in front of g²"),
+            ("0.5 * g**2 / width**2", "0.5 * g / width**2", "g for g²"),
+            ("spread * _bernoulli(-ratio)", "spread * _bernoulli(ratio)", "no drift at all"),
+            ("b.to(torch.float64) / width", "b.to(torch.float64)", "a drift that ignores the cell's width"),
+            ("torch.where(z == 0, 1.0, z / torch", "torch.where(z == 0, 0.0, z / torch", "no diffusion without drift"),
+            (
+                "(centres[1:] + centres[:-1]) / 2",
+                "(centres[1:] + centres[1:]) / 2",
+                "drift read at centres, not at walls",
+            ),
+        ],
+    ),
+    (
+        "schedules.py",
+        [f"{SCHEDULES}::test_the_noise_of_sub_vp_is_the_square_of_vp_s"],
+        [("return -torch.expm1(2 * self", "return -torch.expm1(self", "1 − alpha for 1 − alpha² of sub-VP")],
     ),
 ]
 

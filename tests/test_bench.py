@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import refuses
 
-from companion import bench, data
+from companion import bench, data, zoo
 from companion.bench import __main__ as command
-from companion.bench import weighting
+from companion.bench import likelihood, weighting
 from companion.losses import elbo_weight
 
 COMBINATIONS = set(itertools.product(("cosine", "linear"), ("simple", "elbo"), ("eps", "v")))
@@ -34,7 +34,7 @@ def whole(result):
 
 
 def test_the_stored_result_is_whole():
-    assert bench.names() == ["weighting"]
+    assert "weighting" in bench.names()
     result = bench.load("weighting")
     assert len(whole(result)) >= 3
     assert len(weighting.table(result).splitlines()) == 10
@@ -62,9 +62,52 @@ def test_a_small_run(tmp_path, capsys, monkeypatch):
     assert {**again, "seconds": 0} == {name: first[name] for name in again} | {"seconds": 0}
 
 
+def whole_likelihood(result, count):
+    """What every result of ``likelihood`` must hold, and the figures that follow from its runs."""
+    for key in "question command protocol quantities means steps runs date hardware versions seconds".split():
+        assert result[key] not in (None, "", {}, []), key
+    for name in (*result["quantities"], "reconstruction", "uniform_probes", "own_noise_probes"):
+        assert len(result["runs"][name]) == count and all(map(math.isfinite, result["runs"][name]))
+    runs = {name: torch.tensor(values, dtype=torch.float64) for name, values in result["runs"].items()}
+    runs["uniform less bound"] = runs["uniform"] - runs["bound"]
+    runs["own_noise less bound"] = runs["own_noise"] - runs["bound"]
+    for name, row in result["means"].items():
+        assert row["mean"] == pytest.approx(runs[name].mean().item(), abs=2e-4)
+        assert row["standard error over images"] == pytest.approx(runs[name].std().item() / count**0.5, abs=2e-4)
+    assert len(result["steps"]) == 3 and all(math.isfinite(row["mean"]) for row in result["steps"].values())
+
+
+def test_the_stored_likelihood_is_whole():
+    result = bench.load("likelihood")
+    whole_likelihood(result, 100)
+    means = {name: row["mean"] for name, row in result["means"].items()}
+    assert 1 < means["bound"] < 2 and 1 < means["own_noise"] < 2 and 1 < means["uniform"] < 2.5
+
+
+def test_a_small_run_of_the_likelihood(tmp_path, capsys, monkeypatch):
+    small = "--images 3 --steps 2 --draws 2 --few 2 --out".split()
+    assert command.main(["likelihood", *small, str(tmp_path)]) == 0
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    result = bench.load("likelihood")
+    whole_likelihood(result, 3)
+    assert list(result["steps"]) == ["1", "2", "4"]
+    assert capsys.readouterr().out.endswith(likelihood.table(result) + "\n")
+
+
+def test_the_chain_s_own_noise_has_the_density_that_is_counted():
+    model, images = zoo.load("mnist_likelihood"), data.mnist("sample", size=28)[0][:4]
+    torch.manual_seed(0)
+    noisy, surprise = likelihood.own_noise(model, images)
+    (alpha,), (sigma,) = (
+        f(torch.zeros(1, dtype=torch.float64)).tolist() for f in (model.schedule.alpha, model.schedule.sigma)
+    )
+    want = -torch.distributions.Normal(alpha * images.double(), sigma).log_prob(noisy.double()).flatten(1).sum(1)
+    assert (surprise - want).abs().max() < 0.1 and want.abs().min() > 1000
+
+
 def test_the_command_names_what_there_is(capsys):
     assert command.main([]) == 2 and command.main(["nothing"]) == 2 and command.main(["--help"]) == 0
-    assert capsys.readouterr().err.count("measurements: weighting\n") == 3
+    assert capsys.readouterr().err.count("measurements: likelihood, weighting\n") == 3
 
 
 def expected(schedule, kind, t):

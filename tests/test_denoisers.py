@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import refuses
+from conftest import SCHEDULES, refuses
 
 from companion import schedules as S
-from companion.denoisers import Clipped, Denoiser
+from companion.denoisers import Clipped, Denoiser, reschedule
 from companion.predictions import KINDS, target_coefficients
 from companion.samplers import ddim, sample
 
@@ -90,3 +90,23 @@ def test_bad_arguments():
         Clipped(net, 1.0, -1.0)
     with refuses(ValueError, "t must have shape"):
         Denoiser(net, S.CosineVP(), "v")(torch.ones(2, 3), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "ve", "flow", "table-cosine"])
+def test_reschedule_is_the_exact_denoiser_of_the_other_schedule(name, mixture):
+    source, target = S.CosineVP(0.0), SCHEDULES[name]
+    for share in (0.3, 0.7):
+        t = torch.tensor(target.t_min + share * (target.t_max - target.t_min), dtype=torch.float64)
+        x = torch.randn(20, 2, dtype=torch.float64) * torch.hypot(target.alpha(t), target.sigma(t))
+        moved = reschedule(mixture.denoiser(source), source, target)
+        assert (moved(x, t) - mixture.denoiser(target)(x, t)).abs().max() < 1e-9
+        per_sample = moved(x.float(), t.expand(20).float())
+        assert per_sample.dtype == torch.float32 and (per_sample - moved(x, t)).abs().max() < 1e-3
+
+
+def test_reschedule_at_the_empty_end_and_beyond_the_source(mixture):
+    x, one = torch.randn(5, 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    found = reschedule(mixture.denoiser(S.CosineVP(0.0)), S.CosineVP(0.0), S.RectifiedFlow())(x, one)
+    assert (found - mixture.mean()).abs().max() < 1e-9  # alpha = 0 on both
+    with refuses(ValueError, "half_log_snr"):
+        reschedule(mixture.denoiser(S.LinearVP()), S.LinearVP(), S.RectifiedFlow())(x, one)

@@ -701,3 +701,100 @@ def test_elbo_refuses(options, error, message):
     arguments = {"x0": torch.ones(2, 1), "schedule": S.CosineVP(), "ts": torch.tensor([0.9, 0.5, 0.1])} | options
     with refuses(error, message):
         elbo(lambda x, t: x, arguments.pop("x0"), arguments.pop("schedule"), **arguments)
+
+
+# ---- score matching -------------------------------------------------------------------------------------------------
+
+
+def crooked(x):
+    """A field that is no gradient, with a divergence that varies: (sin x1 + x2², x1 x2), and more of it in an image."""
+    first, second = x.flatten(1)[:, ::2], x.flatten(1)[:, 1::2]
+    return torch.stack([first.sin() + second**2, first * second], -1).reshape(x.shape)
+
+
+def test_implicit_score_matching_is_half_the_square_plus_the_divergence():
+    x = torch.randn(6, 1, 2, 2, dtype=F64)
+    first, second = x.flatten(1)[:, ::2], x.flatten(1)[:, 1::2]
+    want = 0.5 * ((first.sin() + second**2) ** 2 + (first * second) ** 2).sum(1) + (first.cos() + first).sum(1)
+    torch.testing.assert_close(L.implicit_score_matching(crooked, x), want)
+    with torch.no_grad():
+        torch.testing.assert_close(L.implicit_score_matching(crooked, x), want)
+
+
+def test_implicit_score_matching_is_the_fisher_divergence_up_to_a_constant(mixture):
+    """By quadrature over the plane, for a field of which nothing is special."""
+    side = torch.linspace(-5, 5, 301, dtype=F64)
+    grid = torch.cartesian_prod(side, side)
+    weights = mixture.log_prob(grid).exp() * (side[1] - side[0]) ** 2
+    explicit = 0.5 * (crooked(grid) - mixture.score(grid)).square().sum(1) - 0.5 * mixture.score(grid).square().sum(1)
+    implicit = L.implicit_score_matching(crooked, grid)
+    assert (weights @ implicit).item() == pytest.approx((weights @ explicit).item(), abs=1e-8)
+
+
+@pytest.mark.parametrize("loss", [L.implicit_score_matching, L.sliced_score_matching])
+def test_score_matching_can_be_trained(loss):
+    """A Gaussian's score, fitted to a cloud, is that of the cloud's own mean and variance."""
+    x = torch.randn(4000, 1, dtype=F64) * 0.6 + 0.3
+    mean, precision = (torch.tensor(v, dtype=F64, requires_grad=True) for v in (0.0, 1.0))
+    options = {} if loss is L.implicit_score_matching else {"noise": torch.ones_like}
+    descent = torch.optim.LBFGS([mean, precision], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def value():
+        descent.zero_grad()
+        total = loss(lambda x: -precision * (x - mean), x, **options).mean()
+        total.backward()
+        return total
+
+    descent.step(value)
+    assert mean.item() == pytest.approx(x.mean().item(), abs=1e-4)
+    assert precision.item() == pytest.approx(1 / x.var(correction=0).item(), rel=1e-4)
+
+
+def test_sliced_score_matching_averages_to_the_exact_one():
+    """The mean over all sign patterns is the trace; over normal probes, to within the standard error."""
+    x = torch.randn(5, 4, dtype=F64)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=F64)] * 4)
+    every = [L.sliced_score_matching(crooked, x, noise=lambda x, w=w: w.expand_as(x)) for w in signs]
+    exact = L.implicit_score_matching(crooked, x)
+    torch.testing.assert_close(torch.stack(every).mean(0), exact)
+    many = L.sliced_score_matching(crooked, x[:1].expand(100_000, 4))
+    assert abs(many.mean() - exact[0]) < 5 * many.std() / len(many) ** 0.5
+
+
+def test_denoising_score_matching_is_the_loss_of_eps(schedule):
+    """Per sample, to rounding, for a network that knows nothing."""
+    x0, eps, t = torch.randn(7, 3, dtype=F64), torch.randn(7, 3, dtype=F64), between(schedule)
+    model = Denoiser(lambda x, t, cond: torch.sin(3 * x) + t[:, None], schedule, "eps")
+
+    def score(x, t):
+        return -model.output(x, t) / schedule.sigma(t)[:, None]
+
+    found = L.denoising_score_matching(score, x0, t, schedule, noise=lambda x: eps)
+    torch.testing.assert_close(found, 1.5 * simple_loss(model, x0, t, eps, per_sample=True))
+    one = L.denoising_score_matching(lambda x, s: score(x, s.expand(7)), x0, t[3], schedule, noise=lambda x: eps)
+    assert one[3] == found[3]
+
+
+def test_denoising_score_matching_is_the_fisher_divergence_and_what_no_score_removes(mixture):
+    """½ σ² E||s − score||² + ½ α²/σ² E||x0 − D||², the last by the exact posterior's covariance."""
+    schedule, t, n = S.VE(0.3, 5.0), torch.tensor(0.2, dtype=F64), 200_000
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    found = L.denoising_score_matching(lambda x, t: -0.7 * x, mixture.sample(n), t, schedule)
+    x = mixture.sample(n, alpha, sigma)
+    excess = 0.5 * sigma**2 * (-0.7 * x - mixture.score(x, alpha, sigma)).square().sum(1)
+    floor = 0.5 * (alpha / sigma) ** 2 * mixture.posterior_covariance(x, alpha, sigma).diagonal(dim1=1, dim2=2).sum(1)
+    want = excess + floor
+    assert abs(found.mean() - want.mean()) < 5 * ((found.var() + want.var()) / n) ** 0.5
+
+
+def test_score_matching_refuses():
+    x = torch.randn(3, 2)
+    for loss in (L.implicit_score_matching, L.sliced_score_matching):
+        with refuses(ValueError, "score"):
+            loss(lambda x: x.sum(1), x)
+        with refuses(TypeError, "x must be"):
+            loss(lambda x: x, torch.ones(3, 2, dtype=torch.long))
+    with refuses(ValueError, "score"):
+        L.denoising_score_matching(lambda x, t: x[:, :1], x, torch.tensor(0.5), S.CosineVP())
+    with refuses(TypeError, "t must be"):
+        L.denoising_score_matching(lambda x, t: x, x, 0.5, S.CosineVP())

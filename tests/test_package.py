@@ -21,6 +21,7 @@ def test_import_is_light():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     heavy = {"matplotlib", "ipywidgets", "IPython", "scipy", "sklearn", "safetensors", "platformdirs", "beartype"}
+    heavy |= {"torchdiffeq"}  # SciPy comes with it
     assert "torch" in loaded and not loaded & heavy
 
 
@@ -45,7 +46,8 @@ def test_public_names_have_docstrings(name):
 
 
 ORDER = (
-    "_checks toy schedules predictions forward denoisers losses samplers likelihood nets training data metrics zoo gpu"
+    "_checks toy schedules predictions forward denoisers losses samplers likelihood fokker_planck nets training data "
+    "metrics zoo gpu"
 )
 
 

@@ -14,8 +14,10 @@ from companion import (
     exercises,
     explore,
     figures,
+    fokker_planck,
     forward,
     gpu,
+    likelihood,
     losses,
     metrics,
     nets,
@@ -51,6 +53,7 @@ TABLE_OF_ERRORS = {
     "toy.swiss_roll": (lambda: toy.swiss_roll(0), ValueError, "n must be"),
     "schedules.Schedule": (lambda: S.Schedule().alpha(T), TypeError, "must define alpha"),
     "schedules.LinearVP": (lambda: S.LinearVP(0.0), ValueError, "beta_min"),
+    "schedules.SubVP": (lambda: S.SubVP(0.0), ValueError, "beta_min"),
     "schedules.CosineVP": (lambda: S.CosineVP(-1.0), ValueError, "s must be"),
     "schedules.DiscreteVP": (lambda: S.DiscreteVP([0.5, 0.9]), ValueError, "alphas_cumprod"),
     "schedules.LinearLogSNR": (lambda: S.LinearLogSNR(1.0, 2.0), ValueError, "most"),
@@ -77,6 +80,11 @@ TABLE_OF_ERRORS = {
     "forward.q_posterior": (lambda: forward.q_posterior(X, X, T, T, SCHEDULE), ValueError, "s must be below t"),
     "forward.sde_coefficients": (lambda: forward.sde_coefficients(0.5, SCHEDULE), TypeError, "t must be"),
     "denoisers.Denoiser": (lambda: denoisers.Denoiser(None, SCHEDULE, "epsilon"), ValueError, "kind"),
+    "denoisers.reschedule": (
+        lambda: denoisers.reschedule(DENOISE, S.LinearVP(), S.RectifiedFlow())(X, torch.tensor(1.0)),
+        ValueError,
+        "half_log_snr must lie between",
+    ),
     "denoisers.Clipped": (lambda: denoisers.Clipped(DENOISE, 1.0, 0.0), ValueError, "low"),
     "losses.simple_loss": (lambda: losses.simple_loss(MODEL, X, torch.ones(2)), ValueError, "t must have shape"),
     "losses.continuous_elbo_weight": (lambda: losses.continuous_elbo_weight(SCHEDULE, 0.5), TypeError, "t must be"),
@@ -99,13 +107,48 @@ TABLE_OF_ERRORS = {
     "losses.elbo": (lambda: losses.elbo(MODEL, X, ts=GRID, steps=0), ValueError, "steps"),
     "losses.hybrid_loss": (lambda: losses.hybrid_loss(MODEL, X, torch.ones(3), step=0), ValueError, "step"),
     "losses.bits_per_dim": (lambda: losses.bits_per_dim(X, 2, bin_width=0.0), ValueError, "bin_width"),
+    "losses.implicit_score_matching": (
+        lambda: losses.implicit_score_matching(lambda x: x[:, :1], X),
+        ValueError,
+        "score",
+    ),
+    "losses.sliced_score_matching": (
+        lambda: losses.sliced_score_matching(lambda x: x[:, :1], X),
+        ValueError,
+        "score",
+    ),
+    "losses.denoising_score_matching": (
+        lambda: losses.denoising_score_matching(lambda x, t: x[:, :1], X, T, SCHEDULE),
+        ValueError,
+        "score",
+    ),
     "samplers.nodes": (lambda: A.nodes(SCHEDULE, UP, X), ValueError, "ts must decrease"),
     "samplers.ddim": (walk(A.ddim), ValueError, "ts must decrease"),
     "samplers.ancestral": (walk(A.ancestral, GRID, variance="small"), ValueError, "variance"),
     "samplers.euler": (walk(A.euler), ValueError, "ts must decrease"),
+    "samplers.euler_maruyama": (walk(A.euler_maruyama, GRID, kappa=-1.0), ValueError, "kappa"),
+    "samplers.annealed_langevin": (walk(A.annealed_langevin, GRID, steps=0), ValueError, "steps"),
+    "samplers.predictor_corrector": (walk(A.predictor_corrector, GRID, size=0.0), ValueError, "size"),
     "samplers.invert": (walk(A.invert, torch.tensor([0.5, 0.0])), ValueError, "ts must end"),
     "samplers.sample": (lambda: A.sample(DENOISE, SCHEDULE, X.long(), GRID), TypeError, "x must be"),
     "samplers.start": (lambda: A.start(SCHEDULE, [0.5, 0.1], (3, 2)), TypeError, "ts must be"),
+    "likelihood.ode_log_likelihood": (
+        lambda: likelihood.ode_log_likelihood(DENOISE, SCHEDULE, X),
+        ValueError,
+        "t_start must be a time at which sigma > 0",
+    ),
+    "likelihood.hutchinson_divergence": (
+        lambda: likelihood.hutchinson_divergence(torch.sin, X, X[:2]),
+        ValueError,
+        "probe",
+    ),
+    "likelihood.exact_divergence": (lambda: likelihood.exact_divergence(torch.zeros_like, X), TypeError, "field"),
+    "likelihood.dequantize": (lambda: likelihood.dequantize(X), ValueError, "x must lie on the 256 levels"),
+    "fokker_planck.evolve": (
+        lambda: fokker_planck.evolve(lambda x, t: x, lambda t: 1.0, GRID, UP, GRID),
+        ValueError,
+        "times must",
+    ),
     "nets.Classifier": (lambda: nets.Classifier(width=12), ValueError, "width"),
     "times.uniform": (lambda: times.uniform(SCHEDULE, 0), ValueError, "n must be"),
     "times.antithetic": (lambda: times.antithetic(SCHEDULE, 0), ValueError, "n must be"),
@@ -165,6 +208,7 @@ EXEMPT = {
     "figures": {"style", "in_ipython", "text", "need_figure"},
     "forward": {"Gaussian", "Coefficients"},
     "gpu": {"device", "describe"},
+    "likelihood": {"Likelihood"},
     "losses": {"Bound", "StepWeights"},
     "metrics": {"PrecisionRecall"},
     "samplers": {"State", "Node", "fresh_noise", "transfer"},
@@ -173,7 +217,7 @@ EXEMPT = {
     "zoo": {"names"},
 }
 MODULES = "toy schedules predictions forward denoisers losses samplers nets times training data metrics zoo gpu".split()
-MODULES += ["bench", "verify", "exercises", "figures", "explore"]
+MODULES += ["bench", "verify", "exercises", "figures", "explore", "likelihood", "fokker_planck"]
 
 
 def public(name):

@@ -35,6 +35,12 @@ def test_log_snr_and_its_inverse(schedule):
     assert schedule.log_snr(t.float()).dtype == torch.float32
 
 
+def test_the_noise_of_sub_vp_is_the_square_of_vp_s():
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(S.SubVP().alpha(t), S.LinearVP().alpha(t))
+    torch.testing.assert_close(S.SubVP().sigma(t), S.LinearVP().sigma(t) ** 2)
+
+
 def test_a_straight_log_snr_makes_the_simple_loss_the_bound():
     schedule, t = S.LinearLogSNR(9.0, -4.0), torch.linspace(0, 1, 11, dtype=torch.float64)
     torch.testing.assert_close(2 * (schedule.alpha(t) / schedule.sigma(t)).log(), 9 - 13 * t)
