@@ -151,6 +151,16 @@ FAULTS = {
     "role": (add(cell("markdown", "m", "see {ref}`there`")), "MyST"),
     "figure without words": (add(cell("code", "c", 'show(fig, "a caption")')), "alternative text"),
     "sliders without words": (add(cell("code", "c", "explore(f, caption='c')")), "alternative text"),
+    "slider broken by a later cell": (
+        lambda book: book["cells"].extend(
+            [
+                cell("code", "d", "w = 1\n\ndef g():\n    return w\n\ndef f(t):\n    return t * g()"),
+                cell("code", "e", "explore(f, alt='a', caption='c')"),
+                cell("code", "h", "w = 2"),
+            ]
+        ),
+        "reads 'w', which cell 6 assigns anew",
+    ),
     "other set-up": (swap(1, "print(companion.about())", "print(1)"), "set-up"),
     "stored picture": (put(3, "outputs", OUTPUT), "a stored image"),
     "stored count": (put(3, "execution_count", 4), "a stored output or count"),

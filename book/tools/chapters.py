@@ -65,6 +65,16 @@ def python(source):
     return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M)
 
 
+def figures(cell):
+    """The names of the functions that a cell hands to ``explore``."""
+    found = [node for node in ast.walk(ast.parse(python(cell["source"]))) if isinstance(node, ast.Call) and node.args]
+    return [
+        node.args[0].id
+        for node in found
+        if isinstance(node.func, ast.Name) and node.func.id == "explore" and isinstance(node.args[0], ast.Name)
+    ]
+
+
 def calls(notebook, *names):
     """Yield the calls of the named functions, plain (`verify(…)`) or by attribute (`companion.verify(…)`), in order."""
     for index, cell in enumerate(notebook["cells"]):

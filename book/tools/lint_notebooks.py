@@ -10,6 +10,7 @@ import itertools
 import json
 import pathlib
 import re
+import symtable
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -113,6 +114,39 @@ def loose_numbers(notebook):
                 yield index, f"the number {number} is no link: write [{number}](#eq-…), or NN_chapter.ipynb#eq-…"
 
 
+def scopes(table):
+    """A scope and all inside it."""
+    yield table
+    for child in table.get_children():
+        yield from scopes(child)
+
+
+def overwritten(notebook):
+    """Yield (cell, fault) about sliders that a later cell breaks: their figure reads a name that it assigns anew."""
+    code = {
+        index: symtable.symtable(chapters.python(cell["source"]), f"cell {index}", "exec")
+        for index, cell in enumerate(notebook["cells"])
+        if cell["cell_type"] == "code"
+    }
+    drawn = {index: chapters.figures(notebook["cells"][index]) for index in code}
+    for index, names in drawn.items():
+        functions = {}  # name: the globals that it reads, as defined so far
+        for table in (t for k, t in code.items() if k <= index for t in t.get_children()):
+            functions[table.get_name()] = {
+                symbol.get_name() for scope in scopes(table) for symbol in scope.get_symbols() if symbol.is_global()
+            }
+        needed, ahead = set(), list(names)
+        while ahead:
+            name = ahead.pop()
+            new = functions.get(name, set()) - needed
+            needed |= new
+            ahead += new
+        for later in (k for k in code if k > index):
+            for symbol in sorted(code[later].get_symbols(), key=lambda symbol: symbol.get_name()):
+                if symbol.is_assigned() and symbol.get_name() in needed:
+                    yield index, f"the figure with sliders reads {symbol.get_name()!r}, which cell {later} assigns anew"
+
+
 def long_checks(notebook):
     """Indices of the cells that check an equation in so many lines that a page folds them."""
     checking = {call.cell for call in chapters.calls(notebook, "verify")}
@@ -212,6 +246,7 @@ def faults(root=chapters.ROOT):
             figures(notebook),
             portability(notebook),
             loose_numbers(notebook),
+            overwritten(notebook),
             tags(notebook),
             unique(anchors(notebook), seen, path),
         ):
