@@ -10,7 +10,8 @@ from torch import Tensor
 
 from companion import _checks as check_argument
 from companion import schedules
-from companion.forward import q_posterior
+from companion.forward import q_posterior, sde_coefficients
+from companion.samplers import invert, sample
 from companion.toy import GaussianMixture
 
 
@@ -317,3 +318,143 @@ def _4_6(answer):
         cost = 0.5 * ((snr[:-1] - snr[1:]) * left[1:]).sum()
         gained = 0.5 * (torch.log1p(tau**2 * snr[0]) - torch.log1p(tau**2 * snr[-1]))
         _same(answer(table.alphas_cumprod, tau), cost - gained, f"T = {T}, tau = {tau}", 1e-8)
+
+
+# ---- chapter 5 ------------------------------------------------------------------------------------------------------
+
+
+def _5_1(answer):
+    """The score of an unnormalised density, by autograd of its logarithm."""
+    for k in (1.0, 2.5):
+        x = _grid(-4, 4).requires_grad_()
+        (wanted,) = torch.autograd.grad((-k * torch.log(1 + x**2)).sum(), x)
+        _same(answer(x.detach(), k), wanted, f"k = {k}, x from −4 to 4", 1e-9)
+
+
+def _5_2(answer):
+    """The stationary variance of a walk with the root of two lost, by iterating its variance."""
+    for delta, tau in [(0.1, 1.0), (0.5, 0.7), (0.02, 0.3)]:
+        variance = 1.0
+        for _ in range(5000):
+            variance = (1 - delta / tau**2) ** 2 * variance + delta
+        wanted = torch.tensor(variance, dtype=torch.float64)
+        _same(answer(delta, tau), wanted, f"delta = {delta}, tau = {tau}", 1e-9)
+
+
+def _5_3(answer):
+    """The variance of a quadratic form in signs, over all of them."""
+    generator = torch.Generator().manual_seed(0)
+    for d in (2, 5):
+        A = torch.randn(d, d, dtype=torch.float64, generator=generator)
+        signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * d)
+        _same(answer(A), ((signs @ A) * signs).sum(1).var(correction=0), f"a matrix of {d} × {d}", 1e-9)
+
+
+def _5_4(answer):
+    """An energy linear in its parameters, fitted by descent on the objective of implicit score matching."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 1, dtype=torch.float64, generator=generator) * 0.8 + 0.3
+    slopes = torch.cat([torch.ones_like(x), 2 * x, 4 * x**3], 1)
+    curvatures = torch.cat([torch.zeros_like(x), 2 * torch.ones_like(x), 12 * x**2], 1)
+    theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    descent = torch.optim.LBFGS([theta], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16)
+
+    def objective():
+        descent.zero_grad()
+        value = (0.5 * (slopes @ theta) ** 2 - curvatures @ theta).mean()
+        value.backward()
+        return value
+
+    descent.step(objective)
+    _same(answer(slopes, curvatures), theta.detach(), "1, x² and x⁴ on 500 points", 1e-4)
+
+
+def _5_5(answer):
+    """The least denoising loss on Gaussian data: half the variance of eps that is left when x_t is known, d times."""
+    for alpha, sigma, tau, d in [(1.0, 0.5, 1.0, 1), (0.6, 0.8, 0.3, 64), (1.0, 5.0, 2.0, 3)]:
+        joint = torch.tensor([[1.0, sigma], [sigma, alpha**2 * tau**2 + sigma**2]], dtype=torch.float64)  # eps, x_t
+        wanted = d / 2 * torch.linalg.det(joint) / joint[1, 1]
+        _same(answer(alpha, sigma, tau, d), wanted, f"alpha = {alpha}, sigma = {sigma}, tau = {tau}, d = {d}", 1e-9)
+
+
+def _5_6(answer):
+    """The surplus of variance at the bottom of a staircase, one step at a time in absolute units."""
+    for size, k, ratio, levels in [(0.1, 3, 1.36, 16), (0.3, 1, 2.0, 1), (0.05, 7, 1.1, 40)]:
+        sigma, variance = 1.0, 1.0
+        for level in range(levels):
+            sigma = sigma if level == 0 else sigma / ratio
+            for _ in range(k):
+                variance = (1 - size) ** 2 * variance + 2 * size * sigma**2
+        wanted = torch.tensor(variance / sigma**2, dtype=torch.float64)
+        _same(answer(size, k, ratio, levels), wanted, f"size = {size}, k = {k}, R = {ratio}, {levels} levels", 1e-8)
+
+
+# ---- chapter 6 ------------------------------------------------------------------------------------------------------
+
+
+def _6_1(answer):
+    """Drift and squared diffusion of the quarter circle, against finite differences of its steps."""
+    t, step, circle = _grid(0.1, 0.9), 1e-5, schedules.CosineVP(0.0)
+    before, after = t - step / 2, t + step / 2
+    factor = circle.alpha(after) / circle.alpha(before)
+    added = circle.sigma(after) ** 2 - (factor * circle.sigma(before)) ** 2
+    wanted = torch.stack([(factor - 1) / step, added / step])
+    _same(torch.stack(list(answer(t))), wanted, "t from 0.1 to 0.9", 1e-2)
+
+
+def _6_2(answer):
+    """The variance after one Euler–Maruyama step, by quadrature over two independent normals."""
+    x = _grid(-9, 9, 601)
+    odds = torch.softmax(-(x**2) / 2, 0)
+    for variance, f, g, step in [(0.3, -2.0, 1.5, 0.1), (2.0, 0.0, 0.4, 0.5), (1.0, -0.5, 1.0, 1.0)]:
+        moved = (x * variance**0.5 * (1 + f * step))[:, None] + g * step**0.5 * x
+        _same(answer(variance, f, g, step), odds @ moved**2 @ odds, f"variance {variance}, f = {f}, g = {g}", 1e-6)
+
+
+def _6_3(answer):
+    """The kappa that leaves the correlation one half."""
+    c = _grid(0.05, 0.95)
+    low, high = torch.zeros_like(c), torch.full_like(c, 9.0)
+    for _ in range(60):  # bisection, instead of the formula
+        middle = (low + high) / 2
+        much = c ** (middle**2) > 0.5
+        low, high = torch.where(much, middle, low), torch.where(much, high, middle)
+    _same(answer(c), low, "c from 0.05 to 0.95", 1e-6)
+
+
+def _6_4(answer):
+    """The code of a point of Gaussian data, by many small DDIM steps upwards."""
+    for tau, path in [(0.5, schedules.LinearVP()), (2.0, schedules.RectifiedFlow())]:
+        x0, ts = _grid(-2, 2, 9), schedules.uniform_log_snr(path, 4000, t_start=0.9, t_end=1e-4)
+        denoise = GaussianMixture([1.0], [[0.0]], stds=[tau]).denoiser(path)
+        code = sample(denoise, path, path.alpha(ts[-1]) * x0[:, None], ts, sampler=invert)[:, 0]
+        alpha, sigma = path.alpha(ts[0]), path.sigma(ts[0])
+        _same(answer(x0, tau, alpha, sigma), code, f"tau = {tau}", 2e-2)
+
+
+def _6_5(answer):
+    """What the bound loses to a score that is wrong by a constant factor, by quadrature over time."""
+    path = schedules.LinearVP()
+    for e, tau, low, high in [(0.1, 0.5, 0.05, 0.9), (-0.3, 2.0, 0.2, 0.7)]:
+        t = _grid(low, high, 4001)
+        variance = path.alpha(t) ** 2 * tau**2 + path.sigma(t) ** 2
+        wanted = 0.5 * torch.trapezoid(sde_coefficients(t, path).diffusion ** 2 * e**2 / variance, t)
+        ends = [rate(v) for v in (t[0], t[-1]) for rate in (path.alpha, path.sigma)]
+        _same(answer(e, tau, *ends), wanted, f"e = {e}, tau = {tau}", 1e-5)
+
+
+def _6_6(answer):
+    """Heun's method: exact to second order, measured on Gaussian data, where the flow is known."""
+    path, tau = schedules.RectifiedFlow(), 0.5
+    denoise, x = GaussianMixture([1.0], [[0.0]], stds=[tau]).denoiser(path), _grid(-2, 2, 9)[:, None]
+    errors = []
+    for steps in (40, 80):
+        ts = schedules.uniform_log_snr(path, steps, t_start=0.95, t_end=0.05)
+        variance = path.alpha(ts) ** 2 * tau**2 + path.sigma(ts) ** 2
+        found = answer(denoise, path, x, ts)
+        _same(found, (variance[-1] / variance[0]).sqrt() * x, f"{steps} steps", 1e-2)
+        errors.append((found - (variance[-1] / variance[0]).sqrt() * x).abs().max())
+    if not errors[0] / errors[1] > 3.3:
+        raise AssertionError(
+            f"twice the steps make the error {errors[0] / errors[1]:.1f} times smaller: not second order"
+        )

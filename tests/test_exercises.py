@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from companion import exercises, schedules
+from companion import exercises, samplers, schedules
 from companion.exercises import check
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -77,6 +77,14 @@ def ratios(bar, tau):
     return (snr[:-1] - snr[1:]) * tau**2 / (1 + snr[1:] * tau**2)
 
 
+def staircase(size, k, ratio, levels, power=2, first=""):
+    rest, v = 1 / (1 - size / 2), 1.0
+    for level in range(levels):
+        v = ratio**2 * v if level or first else v
+        v = (1 - size) ** (power * k) * (v - rest) + rest
+    return v
+
+
 WRONG = {
     "1.1": [1.0, 1 / math.sqrt(2)],
     "1.2": [lambda t: 1 / torch.tan(torch.pi * t / 2), lambda t: torch.tan(torch.pi * t / 2) ** 2],
@@ -128,6 +136,38 @@ WRONG = {
     "4.6": [
         lambda bar, tau: sum(gaussian_loss(r) for r in ratios(bar, tau)[1:]) + 0.1,
         lambda bar, tau: 0.5 * ratios(bar, tau).sum(),
+    ],
+    "5.1": [lambda x, k: -k * x / (1 + x**2), lambda x, k: 2 * k * x / (1 + x**2)],
+    "5.2": [lambda d, tau: tau**2 / 2, lambda d, tau: tau**2 / (1 - d / (2 * tau**2))],
+    "5.3": [
+        lambda A: 2 * (A.square().sum() - A.diagonal().square().sum()),
+        lambda A: 2 * ((A + A.T) / 2).square().sum(),
+    ],
+    "5.4": [
+        lambda f, g: torch.linalg.solve(f.T @ f, g.mean(0)),
+        lambda f, g: -torch.linalg.solve(f.T @ f / len(f), g.mean(0)),
+    ],
+    "5.5": [
+        lambda a, s, tau, d: d / 2,
+        lambda a, s, tau, d: d * a**2 * tau**2 / (a**2 * tau**2 + s**2),
+    ],
+    "5.6": [lambda *a: staircase(*a, power=1), lambda *a: staircase(*a, first="a step down before the first level")],
+    "6.1": [
+        lambda t: (math.pi / 2 * torch.tan(math.pi * t / 2), math.pi * torch.tan(math.pi * t / 2)),
+        lambda t: (-math.pi / 2 * torch.tan(math.pi * t / 2), math.pi / 2 * torch.tan(math.pi * t / 2)),
+    ],
+    "6.2": [lambda v, f, g, h: (1 + f * h) * v + g**2 * h, lambda v, f, g, h: (1 + f * h) ** 2 * v + g**2 * h**2],
+    "6.3": [lambda c: math.log(0.5) / torch.log(c), lambda c: (torch.log(c) / math.log(0.5)).sqrt()],
+    "6.4": [lambda x0, tau, a, s: a * x0, lambda x0, tau, a, s: x0 * (a**2 * tau**2 + s**2) ** 0.5],
+    "6.5": [
+        lambda e, tau, a, s, b, z: 0.5 * e**2 * torch.log((b**2 * tau**2 + z**2) / (a**2 * tau**2 + s**2)),
+        lambda e, tau, a, s, b, z: 0.5 * e * (torch.log(b**2 * tau**2 + z**2) - 2 * torch.log(b / a)),
+    ],
+    "6.6": [
+        lambda denoise, schedule, x, ts: samplers.sample(denoise, schedule, x, ts),
+        lambda denoise, schedule, x, ts: samplers.sample(
+            denoise, schedule, x, ts, sampler=samplers.euler_maruyama, kappa=0.0
+        ),
     ],
     "2.7": [lambda L: (1 + L) ** -0.5, lambda L: (1 + 2 * L) / (1 + L) ** 2],
 }
