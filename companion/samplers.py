@@ -230,8 +230,9 @@ def predictor_corrector(
 ):
     """A step of ``ddim`` with the given eta predicts, then Langevin steps at the new node correct (Song et al. 2021).
 
-    ``steps`` corrections of delta = ``size`` sigma²; the paper's signal-to-noise ratio r is size = 2 r². Costs
-    1 + steps evaluations a node; a node with sigma = 0 is not corrected. Yields ``State`` after each node. Raises
+    ``steps`` corrections of delta = ``size`` sigma²; the paper's signal-to-noise ratio r is size = 2 r². Langevin's
+    bias stays whatever the grid: on a Gaussian of variance V they aim at V / (1 − delta / 2V). Costs 1 + steps
+    evaluations a node; a node with sigma = 0 is not corrected. Yields ``State`` after each node. Raises
     ValueError for a grid that does not decrease, eta outside [0, 1], steps < 1 or a size not above 0.
     """
     if not 0 <= eta <= 1:
