@@ -280,6 +280,9 @@ def test_long_checks_are_folded(browser, origin):
     code, badge = cell.locator("details.hide pre"), cell.locator(".companion-verify")
     assert cell.locator("summary").inner_text().strip() == "Show the check"
     assert not code.is_visible() and badge.is_visible()
+    cell.locator("summary").scroll_into_view_if_needed()
+    page.evaluate("MathJax.startup.promise")  # formulas that grow on the way would move it from under the mouse
+    page.wait_for_timeout(300)
     cell.locator("summary").click()
     cell.get_by_text("Hide the check").wait_for(state="visible", timeout=5000)
     code.wait_for(state="visible", timeout=5000)
