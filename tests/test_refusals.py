@@ -11,6 +11,7 @@ from companion import (
     bench,
     data,
     denoisers,
+    drag,
     exercises,
     explore,
     figures,
@@ -132,6 +133,8 @@ TABLE_OF_ERRORS = {
     "samplers.invert": (walk(A.invert, torch.tensor([0.5, 0.0])), ValueError, "ts must end"),
     "samplers.sample": (lambda: A.sample(DENOISE, SCHEDULE, X.long(), GRID), TypeError, "x must be"),
     "samplers.start": (lambda: A.start(SCHEDULE, [0.5, 0.1], (3, 2)), TypeError, "ts must be"),
+    "drag.score_field": (lambda: drag.score_field(MIXTURE, sigma=5.0, alt="a"), ValueError, "sigma must lie"),
+    "drag.build": (lambda: drag.build(MIXTURE, sigma=0.0, alt="a"), ValueError, "sigma must lie"),
     "likelihood.ode_log_likelihood": (
         lambda: likelihood.ode_log_likelihood(DENOISE, SCHEDULE, X),
         ValueError,
@@ -217,7 +220,7 @@ EXEMPT = {
     "zoo": {"names"},
 }
 MODULES = "toy schedules predictions forward denoisers losses samplers nets times training data metrics zoo gpu".split()
-MODULES += ["bench", "verify", "exercises", "figures", "explore", "likelihood", "fokker_planck"]
+MODULES += ["bench", "verify", "exercises", "figures", "explore", "likelihood", "fokker_planck", "drag"]
 
 
 def public(name):

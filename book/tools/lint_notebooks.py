@@ -90,7 +90,7 @@ def checks(notebook):
 
 def figures(notebook):
     """Yield (cell, fault) about figures without alternative text."""
-    for call in chapters.calls(notebook, "show", "explore"):
+    for call in chapters.calls(notebook, "show", "explore", "score_field"):
         if "alt" not in call.keywords and not (call.name == "show" and call.positional >= 3):
             yield call.cell, f"{call.name}(…): no alternative text (alt=)"
 

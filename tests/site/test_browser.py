@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT / "book" / "tools"))
 import browse
 import check_site
 
+from companion import drag
+
 REQUIRED = os.environ.get("BOOK_SITE_REQUIRED") == "1"
 MISSING = "" if (SITE / "index.html").exists() else "the site is not built: run `make book`"
 FIRST = "book/index.html"
@@ -84,6 +86,66 @@ def test_sliders(browser, origin, name):
     faults = list(browse.slider_faults(page))
     page.context.close()
     assert not faults + errors, "\n".join(faults + errors)
+
+
+DRAGGED = [p for p in PAGES if p.startswith("notebooks/") and 'class="companion-drag"' in (SITE / p).read_text()]
+
+
+def numbers(path):
+    return [float(v) for v in re.findall(r"-?[0-9.]+", path)]
+
+
+def dragged(figure):
+    """Where the blobs are, and how far the page's arrows are from those that Python draws for the same mixture."""
+    state = json.loads(figure.get_attribute("data-state"))
+    drawn, wanted = numbers(figure.locator(".arrows").get_attribute("d")), numbers(drag._arrows(state))
+    assert len(drawn) == len(wanted)
+    return state, max(abs(a - b) for a, b in zip(drawn, wanted, strict=True))
+
+
+@pytest.mark.parametrize("view", ["wide", "phone"])
+@pytest.mark.parametrize("name", DRAGGED)
+def test_blobs_can_be_dragged(browser, origin, name, view):
+    """By mouse and by keys, weight and noise by sliders; after each the page's score is the package's."""
+    page, errors = browse.watched(browser, origin, viewport=browse.WIDE if view == "wide" else browse.PHONE)
+    page.goto(f"{origin}/{name}")
+    page.wait_for_load_state("load")
+    figure = page.locator("figure.companion-drag").first
+    figure.scroll_into_view_if_needed()
+    page.evaluate("MathJax.startup.promise")
+    page.wait_for_timeout(500)
+    before, off = dragged(figure)
+    assert off < 2e-3
+    handle = figure.locator("[data-blob='0']")
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    assert min(box["width"], box["height"]) >= 24  # a finger's width, nearly
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 60, y + 30, steps=4)
+    page.mouse.up()
+    after, off = dragged(figure)
+    moved = [a - b for a, b in zip(after["means"][0], before["means"][0], strict=True)]
+    assert moved[0] < -0.3 and moved[1] < -0.15 and off < 2e-3
+    assert after["means"][1:] == before["means"][1:]
+    page.mouse.move(x, y)  # let go: it stays
+    assert dragged(figure)[0] == after
+    handle.press("ArrowUp")
+    keyed, off = dragged(figure)
+    assert abs(keyed["means"][0][1] - after["means"][0][1] - 0.1) < 1e-9 and off < 2e-3
+    for k, part in enumerate(("sigma", "weights")):
+        figure.locator("input").nth(k).press("End")
+        state, off = dragged(figure)
+        assert state[part] != keyed[part] and abs(sum(state["weights"]) - 1) < 1e-9 and off < 2e-3
+    assert dragged(figure)[0]["weights"][0] == pytest.approx(0.96)
+    assert "blob 1" in figure.locator("label").nth(1).inner_text()
+    page.context.close()
+    assert not errors, "\n".join(errors)
+
+
+def test_a_chapter_has_blobs_to_drag():
+    assert DRAGGED
 
 
 @pytest.mark.parametrize("word", ["mixture", "posterior"])
