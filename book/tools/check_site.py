@@ -94,7 +94,7 @@ def alternatives(page):
     for tag in page(attrs={"role": "img"}):
         if not (tag.get("aria-label") or tag.get("aria-labelledby")):
             yield f"role=img without a label: {str(tag)[:80]}"
-    for figure in page.select("figure.companion-figure, figure.companion-explore"):
+    for figure in page.select("figure.companion-figure, figure.companion-explore, figure.companion-drag"):
         if not figure.find("figcaption"):
             yield "a figure without a caption"
 
