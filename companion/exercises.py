@@ -429,18 +429,18 @@ def _6_4(answer):
         denoise = GaussianMixture([1.0], [[0.0]], stds=[tau]).denoiser(path)
         code = sample(denoise, path, path.alpha(ts[-1]) * x0[:, None], ts, sampler=invert)[:, 0]
         alpha, sigma = path.alpha(ts[0]), path.sigma(ts[0])
-        _same(answer(x0, tau, alpha, sigma), code, f"tau = {tau}", 2e-2)
+        _same(answer(x0, tau, alpha, sigma), code, f"tau = {tau}", 5e-3)
 
 
 def _6_5(answer):
     """What the bound loses to a score that is wrong by a constant factor, by quadrature over time."""
     path = schedules.LinearVP()
-    for e, tau, low, high in [(0.1, 0.5, 0.05, 0.9), (-0.3, 2.0, 0.2, 0.7)]:
+    for a, tau, low, high in [(0.1, 0.5, 0.05, 0.9), (-0.3, 2.0, 0.2, 0.7)]:
         t = _grid(low, high, 4001)
         variance = path.alpha(t) ** 2 * tau**2 + path.sigma(t) ** 2
-        wanted = 0.5 * torch.trapezoid(sde_coefficients(t, path).diffusion ** 2 * e**2 / variance, t)
+        wanted = 0.5 * torch.trapezoid(sde_coefficients(t, path).diffusion ** 2 * a**2 / variance, t)
         ends = [rate(v) for v in (t[0], t[-1]) for rate in (path.alpha, path.sigma)]
-        _same(answer(e, tau, *ends), wanted, f"e = {e}, tau = {tau}", 1e-5)
+        _same(answer(a, tau, *ends), wanted, f"a = {a}, tau = {tau}", 1e-5)
 
 
 def _6_6(answer):
@@ -452,8 +452,9 @@ def _6_6(answer):
         ts = schedules.uniform_log_snr(path, steps, t_start=0.95, t_end=0.05)
         variance = path.alpha(ts) ** 2 * tau**2 + path.sigma(ts) ** 2
         found = answer(denoise, path, x, ts)
-        _same(found, (variance[-1] / variance[0]).sqrt() * x, f"{steps} steps", 1e-2)
-        errors.append((found - (variance[-1] / variance[0]).sqrt() * x).abs().max())
+        wanted = (variance[-1] / variance[0]).sqrt() * x
+        _same(found, wanted, f"{steps} steps", 0.1)  # nearly there; the order says the rest
+        errors.append((found - wanted).abs().max())
     if not errors[0] / errors[1] > 3.3:
         raise AssertionError(
             f"twice the steps make the error {errors[0] / errors[1]:.1f} times smaller: not second order"

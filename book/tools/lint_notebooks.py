@@ -104,6 +104,9 @@ def portability(notebook):
                 yield index, f"MyST syntax that other readers show raw: {match[0].strip()!r}"
             if re.search(r"!\[\s*\]\(", cell["source"]):
                 yield index, "a picture without alternative text"
+            for words in re.findall(r"<summary>(.*?)</summary>", cell["source"], flags=re.S):
+                if re.search(r"[$`*]|\]\(", words):
+                    yield index, f"Markdown in a summary, which pages show raw: {words[:40]!r}; HTML is read"
 
 
 def loose_numbers(notebook):
