@@ -8,7 +8,7 @@ from companion import gpu
 from companion import schedules as S
 from companion.denoisers import Denoiser
 from companion.nets import UNet
-from companion.samplers import ddim, sample, start
+from companion.samplers import annealed_langevin, ddim, euler_maruyama, predictor_corrector, sample, start
 
 DEVICES = [
     "cpu",
@@ -32,6 +32,17 @@ def test_equal_to_the_plain_loop(device, schedule):
     for seed in range(2):
         x = start(schedule, ts, (4, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(device)
         torch.testing.assert_close(run(x), sample(denoise, schedule, x, ts), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("schedule", [S.LinearVP(), S.DiscreteVP.cosine()])
+@pytest.mark.parametrize("sampler", [annealed_langevin, euler_maruyama, predictor_corrector])
+def test_noisy_samplers_with_given_noise_equal_the_plain_loop(device, schedule, sampler):
+    denoise, ts = model(device, schedule), S.linspace(schedule, 4, t_start=0.9 * schedule.t_max)
+    given = {"sampler": sampler, "noise": torch.ones_like}
+    run = gpu.compile_sampler(sampler, denoise, schedule, ts, (2, 1, 8, 8), device=device, noise=torch.ones_like)
+    x = start(schedule, ts, (2, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    torch.testing.assert_close(run(x), sample(denoise, schedule, x, ts, **given), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)
