@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion import _checks as check
+from companion import _divergence
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 FIXED = ("rk4", "heun2", "midpoint", "euler")
@@ -77,18 +78,13 @@ def _recorded(field, x):
 def _hutchinson(field, x, probes):
     """field(x), and v' J v for each of the probes (k, batch, *data): (batch, k)."""
     x, value = _recorded(field, x)
-    products = [(torch.autograd.grad(value, x, v, retain_graph=True)[0] * v).flatten(1).sum(1) for v in probes]
-    return value.detach(), torch.stack(products, 1)
+    return value.detach(), torch.stack([_divergence.along(v, value, x) for v in probes], 1)
 
 
 def _exact(field, x):
     """field(x), and the trace of J, (batch, 1), row by row: layers that cannot batch their gradients are many."""
     x, value = _recorded(field, x)
-    trace = x.detach().new_zeros(len(x))
-    for row in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
-        (gradient,) = torch.autograd.grad(value, x, row.reshape(x.shape[1:]).expand_as(x), retain_graph=True)
-        trace = trace + gradient.flatten(1) @ row
-    return value.detach(), trace[:, None]
+    return value.detach(), _divergence.exact(value, x)[:, None]
 
 
 @torch.no_grad()

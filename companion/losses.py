@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion import _checks as check
+from companion import _divergence
 from companion.forward import q_sample
 from companion.predictions import make_target, target_coefficients, to_x0_eps
 
@@ -466,12 +467,7 @@ def implicit_score_matching(score, x: Float[Tensor, "batch *data"]) -> Float[Ten
     ValueError for a score of another shape.
     """
     x, s = _field(score, x)
-    outputs = s.flatten(1)
-    divergence = sum(
-        torch.autograd.grad(outputs[:, i].sum(), x, create_graph=True)[0].flatten(1)[:, i]
-        for i in range(outputs.shape[1])
-    )
-    return 0.5 * _per_sample(s.square()) + divergence
+    return 0.5 * _per_sample(s.square()) + _divergence.exact(s, x, create_graph=True)
 
 
 @torch.enable_grad()
@@ -482,9 +478,7 @@ def sliced_score_matching(score, x: Float[Tensor, "batch *data"], *, noise=torch
     x's shape with E[w w'] = I: normal numbers, or signs, which vary less. Raises as ``implicit_score_matching`` does.
     """
     x, s = _field(score, x)
-    probe = noise(x).detach()
-    (pulled,) = torch.autograd.grad((s * probe).sum(), x, create_graph=True)
-    return 0.5 * _per_sample(s.square()) + _per_sample(pulled * probe)
+    return 0.5 * _per_sample(s.square()) + _divergence.along(noise(x).detach(), s, x, create_graph=True)
 
 
 def denoising_score_matching(

@@ -727,18 +727,33 @@ GROUPS = [
         "losses.py",
         [f"{LOSSES}::test_implicit_score_matching_is_half_the_square_plus_the_divergence"],
         [
-            ("s.square()) + divergence", "s.square()) - divergence", "the sign of the divergence"),
-            ("0.5 * _per_sample(s.square()) + div", "_per_sample(s.square()) + div", "a lost half of Hyvärinen's"),
-            ("[0].flatten(1)[:, i]", "[0].flatten(1)[:, 0]", "off the diagonal for the trace"),
+            ("s.square()) + _divergence.exact", "s.square()) - _divergence.exact", "the sign of the divergence"),
+            (
+                "0.5 * _per_sample(s.square()) + _divergence.exact",
+                "_per_sample(s.square()) + _divergence.exact",
+                "no ½",
+            ),
         ],
     ),
     (
         "losses.py",
         [f"{LOSSES}::test_sliced_score_matching_averages_to_the_exact_one"],
         [
-            ("_per_sample(pulled * probe)", "0.5 * _per_sample(pulled * probe)", "half the sliced trace"),
-            ("_per_sample(pulled * probe)", "_per_sample(pulled)", "a probe that is used once"),
-            ("(s * probe).sum()", "s.sum()", "a sum of columns for a projection"),
+            ("s.square()) + _divergence.along", "s.square()) + 0.5 * _divergence.along", "half the sliced trace"),
+            ("s.square()) + _divergence.along", "s.square()) - _divergence.along", "the sign of the slice"),
+        ],
+    ),
+    (
+        "_divergence.py",
+        [
+            f"{LOSSES}::test_implicit_score_matching_is_half_the_square_plus_the_divergence",
+            f"{LOSSES}::test_sliced_score_matching_averages_to_the_exact_one",
+            "test_likelihood.py::test_hutchinson_is_unbiased_with_the_stated_variance[gaussian]",
+        ],
+        [
+            ("expand_as(x), value", "expand_as(x) + 1, value", "a probe off its axis"),
+            ("(pulled * probe).flatten", "pulled.flatten", "a probe that is used once"),
+            ("grad(value, x, probe,", "grad(value, x, torch.ones_like(probe),", "a sum of columns for a projection"),
         ],
     ),
     (
@@ -1031,11 +1046,6 @@ GROUPS = [
             ("/ math.sqrt(probes)", "/ probes", "a variance's rate for an error's"),
             ("torch.where(normal < 0, -1.0, 1.0)", "torch.where(normal < 0, 0.0, 1.0)", "signs without a minus"),
         ],
-    ),
-    (
-        "likelihood.py",
-        ["test_likelihood.py::test_hutchinson_is_unbiased_with_the_stated_variance[gaussian]"],
-        [("retain_graph=True)[0] * v)", "retain_graph=True)[0])", "a probe that is used once")],
     ),
     (
         "likelihood.py",

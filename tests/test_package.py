@@ -46,8 +46,8 @@ def test_public_names_have_docstrings(name):
 
 
 ORDER = (
-    "_checks toy schedules predictions forward denoisers losses samplers likelihood fokker_planck nets training data "
-    "metrics zoo gpu"
+    "_checks _divergence toy schedules predictions forward denoisers losses samplers likelihood fokker_planck nets "
+    "training data metrics zoo gpu"
 )
 
 
