@@ -279,4 +279,5 @@ def start(schedule, ts, shape, *, generator=None, dtype=torch.float32, device=No
     return schedule.sigma(ts[:1].double()).item() * z
 
 
+# annealed_langevin and predictor_corrector have none: the bias of a Langevin step depends on its size, not on the grid
 ddim.order = ancestral.order = euler.order = euler_maruyama.order = 1
