@@ -151,6 +151,7 @@ FAULTS = {
     "role": (add(cell("markdown", "m", "see {ref}`there`")), "MyST"),
     "figure without words": (add(cell("code", "c", 'show(fig, "a caption")')), "alternative text"),
     "sliders without words": (add(cell("code", "c", "explore(f, caption='c')")), "alternative text"),
+    "endless cell": (add(cell("code", "c", "x = 1\n" * 41)), "41 lines of code"),
     "formula in a summary": (
         add(cell("markdown", "m", "<details><summary>if $x$ is</summary>\n\nNo.\n\n</details>")),
         "Markdown in a summary",

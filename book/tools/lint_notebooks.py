@@ -32,6 +32,7 @@ NOT_PROSE = re.compile(
 )
 FOLD, KEEP = "hide-input", "keep-output"
 LONG = 14  # lines of a check that a page shows unfolded
+MOST = 40  # lines of any cell
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
@@ -156,6 +157,14 @@ def long_checks(notebook):
     return {index for index in checking if len(notebook["cells"][index]["source"].splitlines()) > LONG}
 
 
+def long_cells(notebook):
+    """Yield (cell, fault) about cells of code that nobody reads in one sitting."""
+    for index, cell in enumerate(notebook["cells"]):
+        lines = len(cell["source"].splitlines())
+        if cell["cell_type"] == "code" and lines > MOST:
+            yield index, f"{lines} lines of code: at most {MOST}; split it, or move a part to the package"
+
+
 def tags(notebook):
     """Yield (cell, fault) about folded and unfolded cells, and tags that mean nothing here."""
     folded = long_checks(notebook)
@@ -250,6 +259,7 @@ def faults(root=chapters.ROOT):
             portability(notebook),
             loose_numbers(notebook),
             overwritten(notebook),
+            long_cells(notebook),
             tags(notebook),
             unique(anchors(notebook), seen, path),
         ):
