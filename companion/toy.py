@@ -92,6 +92,16 @@ class GaussianMixture:
         """Log-density in nats of alpha x0 + sigma eps at x."""
         return torch.logsumexp(self._parts(x, alpha, sigma)[0], -1)
 
+    def cdf(self, x: Float[Tensor, "*batch 1"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*batch"]:
+        """The share of alpha x0 + sigma eps below x, for a mixture on the line; raises ValueError for another."""
+        if self.dimension != 1:
+            raise ValueError(f"a distribution function needs a mixture on the line; got dimension {self.dimension}")
+        weights, means, spread = (v.to(x) for v in (self.weights, self.means[:, 0], self.spread[:, 0]))
+        alpha, sigma = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (alpha, sigma))
+        alpha, sigma = (v[..., None] if v.ndim else v for v in (alpha, sigma))
+        below = torch.special.ndtr((x - alpha * means) / (alpha**2 * spread + sigma**2).sqrt())
+        return (weights * below).sum(-1)
+
     def responsibilities(self, x: Float[Tensor, "*batch d"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*batch k"]:
         """p(component | x), which sums to one over the last axis."""
         return torch.softmax(self._parts(x, alpha, sigma)[0], -1)

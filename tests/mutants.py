@@ -69,6 +69,14 @@ GROUPS = [
     ),
     (
         "toy.py",
+        [f"{TOY}::test_the_distribution_function_is_the_density_s_integral[0.8-0.6]"],
+        [
+            ("spread + sigma**2).sqrt())", "spread + sigma**2))", "a variance for a deviation in a share"),
+            ("(x - alpha * means) /", "(x - means) /", "means that do not shrink in a share"),
+        ],
+    ),
+    (
+        "toy.py",
         [f"{TOY}::test_posterior_covariance_is_the_second_order_tweedie_formula[0.5-0.8]"],
         [
             ("return within + torch", "return within - torch", "the sign of what the components differ by"),

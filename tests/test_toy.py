@@ -61,6 +61,19 @@ def test_posterior_covariance_is_the_second_order_tweedie_formula(alpha, sigma):
     assert (mixture.posterior_covariance(x, 1.0, 0.0).abs() < 1e-12).all()
 
 
+@pytest.mark.parametrize("alpha,sigma", [(1.0, 0.0), (0.8, 0.6), (0.3, 2.0)])
+def test_the_distribution_function_is_the_density_s_integral(alpha, sigma):
+    line = GaussianMixture.two()
+    x = torch.linspace(-12, 4, 4001, dtype=torch.float64)
+    areas = torch.cumulative_trapezoid(line.log_prob(x[:, None], alpha, sigma).exp(), x)
+    torch.testing.assert_close(line.cdf(x[1:, None], alpha, sigma), areas, atol=1e-4, rtol=0)
+    levels = torch.full((3, 1), alpha, dtype=torch.float64), torch.full((3, 1), sigma, dtype=torch.float64)
+    each = line.cdf(x[None, :50, None].expand(3, 50, 1), *levels)
+    torch.testing.assert_close(each, line.cdf(x[:50, None], alpha, sigma).expand(3, 50))
+    with refuses(ValueError, "on the line"):
+        GaussianMixture.four().cdf(torch.zeros(3, 2))
+
+
 @pytest.mark.parametrize("alpha,sigma", LEVELS)
 def test_samples_have_the_stated_moments(mixture, alpha, sigma):
     x = mixture.sample(200_000, alpha, sigma)

@@ -7,15 +7,13 @@ its diffusion and prior, and the rest of the two is the same.
 """
 
 import argparse
-import datetime
-import json
 import math
-import platform
 import time
 
 import torch
 
-from companion import bench, data, gpu, zoo
+from companion import bench, data, zoo
+from companion.bench._stored import provenance, write
 from companion.forward import q_sample
 from companion.likelihood import dequantize, ode_log_likelihood
 from companion.losses import bits_per_dim, continuous_elbo, elbo
@@ -51,9 +49,7 @@ def main(arguments):
     found = measured(model, images, given.steps, given.probes, given.draws)
     steps = varied(model, images[: given.few], given.steps, given.probes)
     result = described(found, steps, given, split, time.perf_counter() - began)
-    given.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    (given.out / "likelihood.json").write_text(text + "\n", encoding="utf-8")
+    write(result, given.out)
     print(table(result))
 
 
@@ -143,10 +139,7 @@ def described(found, steps, given, split, seconds):
         "means": means,
         "steps": steps,
         "runs": {name: [round(v, 5) for v in values.tolist()] for name, values in found.items()},
-        "date": datetime.date.today().isoformat(),
-        "hardware": gpu.describe(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "seconds": round(seconds),
+        **provenance(seconds),
     }
 
 

@@ -5,12 +5,10 @@ predict eps or v, on the cosine and the linear schedule. Eight small models a se
 """
 
 import argparse
-import datetime
 import functools
 import itertools
 import json
 import math
-import platform
 import time
 
 import torch
@@ -18,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion import _checks as check
-from companion import bench, data, gpu, metrics, zoo
+from companion import bench, data, metrics, zoo
+from companion.bench._stored import provenance, write
 from companion.denoisers import Clipped, Denoiser
 from companion.losses import bits_per_dim, elbo, elbo_weight, simple_loss
 from companion.nets import UNet
@@ -58,15 +57,13 @@ def main(arguments):
     given = options.parse_args(arguments)
 
     began, runs = time.perf_counter(), []
-    given.out.mkdir(parents=True, exist_ok=True)
     for seed in range(given.seeds):
         for schedule, weighting, kind in itertools.product(SCHEDULES, WEIGHTINGS, KINDS):
             found = once(schedule, weighting, kind, seed, given.steps, given.samples, given.nodes)
             runs.append({"schedule": schedule, "weighting": weighting, "kind": kind, "seed": seed, **found})
             print(json.dumps(runs[-1]), flush=True)
         result = described(runs, given, time.perf_counter() - began)  # a long run that is cut short leaves whole seeds
-        text = json.dumps(result, indent=1, ensure_ascii=False)
-        (given.out / "weighting.json").write_text(text + "\n", encoding="utf-8")
+        write(result, given.out)
     print(table(result))
 
 
@@ -94,10 +91,7 @@ def described(runs, given, seconds):
         "quantities": QUANTITIES,
         "reference": reference(),
         "runs": runs,
-        "date": datetime.date.today().isoformat(),
-        "hardware": gpu.describe(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "seconds": round(seconds),
+        **provenance(seconds),
     }
 
 

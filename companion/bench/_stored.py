@@ -1,0 +1,26 @@
+"""What every stored result says of its run, and how it is written."""
+
+import datetime
+import json
+import platform
+
+import torch
+
+from companion import gpu
+
+
+def provenance(seconds: float) -> dict:
+    """Date, machine, versions and duration."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "hardware": gpu.describe(torch.device("cpu")),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        "seconds": round(seconds),
+    }
+
+
+def write(result: dict, folder) -> None:
+    """The result as ``NAME.json``, readable and with its letters as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    (folder / f"{result['name']}.json").write_text(text + "\n", encoding="utf-8")
