@@ -4,15 +4,17 @@ Nearly every sampler here takes the step
 
     x' = alpha' x0_hat + sqrt(sigma'² − u²) eps_hat + u z,   u = eta sigma' sqrt(1 − (alpha sigma' / (alpha' sigma))²)
 
-with eps_hat = (x − alpha x0_hat) / sigma (Song, Meng & Ermon 2021, eqs. 12 and 16). Outside it stand the larger of
-DDPM's two variances, the Euler–Maruyama method, and Langevin steps, which walk on the spot. A sampler is a generator
-that yields ``State(x, x0)`` after each step. Coefficients are Python floats, computed once in float64: nothing in a
-loop waits for the device.
+with eps_hat = (x − alpha x0_hat) / sigma (Song, Meng & Ermon 2021, eqs. 12 and 16). A method of higher order is the
+same map with a better x0_hat (or eps_hat) put in: a mean of several, taken within the step or remembered from the
+steps before. Outside it stand the larger of DDPM's two variances, the Euler–Maruyama method, and Langevin steps, which
+walk on the spot. A sampler is a generator that yields ``State(x, x0)`` after each step, x0 being the denoiser's answer
+where the step began. Coefficients are Python floats in float64: nothing in a loop waits for the device.
 """
 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +25,7 @@ from companion.losses import interpolated_variance
 
 
 class State(NamedTuple):
-    """A sample after a step, and the x0_hat that the step used; both of the data's shape."""
+    """A sample after a step, and the x0_hat from where the step began; both of the data's shape."""
 
     x: Tensor
     x0: Tensor
@@ -36,6 +38,13 @@ class Node(NamedTuple):
     alpha: float
     sigma: float
     time: float
+
+    @property
+    def half_log_snr(self) -> float:
+        """lambda = log(alpha / sigma): −inf where alpha = 0, +inf where sigma = 0."""
+        if self.alpha == 0 or self.sigma == 0:
+            return math.inf if self.alpha > 0 else -math.inf
+        return math.log(self.alpha) - math.log(self.sigma)
 
 
 def nodes(schedule, ts, x: Tensor) -> list[Node]:
@@ -65,6 +74,26 @@ def nodes(schedule, ts, x: Tensor) -> list[Node]:
     return [Node(*node) for node in zip(ts.to(x).unbind(), alphas, sigmas, ts.tolist(), strict=True)]
 
 
+def nodes_at(schedule, half_log_snrs: list[float], x: Tensor) -> list[Node]:
+    """Nodes off the grid, where lambda has the given values. Raises ValueError where the schedule does not have them.
+
+    Their times are filled in on x's device, not copied to it, so that a loop that needs them can be captured.
+    """
+    times = schedule.time_of(torch.tensor(half_log_snrs, dtype=torch.float64))
+    alphas, sigmas = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
+    triples = zip(times.tolist(), alphas, sigmas, strict=True)
+    return [Node(x.new_full((), time), alpha, sigma, time) for time, alpha, sigma in triples]
+
+
+def between(schedule, grid: list[Node], x: Tensor, shares) -> list[list[Node]]:
+    """For each step the nodes at the given shares of its way in lambda; none where one end has an infinite lambda."""
+    ends = [(now.half_log_snr, then.half_log_snr) for now, then in zip(grid, grid[1:], strict=False)]
+    finite = [math.isfinite(b - a) for a, b in ends]
+    wanted = [a + share * (b - a) for (a, b), inner in zip(ends, finite, strict=True) if inner for share in shares]
+    found = iter(nodes_at(schedule, wanted, x))
+    return [[next(found) for _ in shares] if inner else [] for inner in finite]
+
+
 def fresh_noise(now: Node, then: Node, eta: float) -> float:
     """u of the map: how much of the next noise is drawn anew; 0 at eta = 0 and where the next node is clean."""
     kept = now.alpha * then.sigma / (then.alpha * now.sigma)
@@ -74,8 +103,46 @@ def fresh_noise(now: Node, then: Node, eta: float) -> float:
 def transfer(x, x0, now: Node, then: Node, u: float | int = 0.0, noise=torch.randn_like):
     """The map: from x at ``now`` to ``then``, given x0_hat and u; draws noise only where u > 0."""
     keep = math.sqrt(max(0.0, then.sigma**2 - u**2)) / now.sigma
-    x = keep * x + (then.alpha - keep * now.alpha) * x0
+    x = torch.add(keep * x, x0, alpha=then.alpha - keep * now.alpha)
     return x + u * noise(x) if u > 0 else x
+
+
+def added_noise(now: Node, then: Node) -> float:
+    """The standard deviation of q(x_now | x_then): the noise that the forward process adds from then up to now."""
+    return math.sqrt(max(0.0, now.sigma**2 - (now.alpha * then.sigma / then.alpha) ** 2))
+
+
+def exponential_weights(offsets: list[float], step: float) -> list[float]:
+    """Weights of values of x0_hat that lie at ``offsets`` in lambda from here, for the map over a step in lambda.
+
+    The exact step is the map with the mean of x0_hat over the step under the density proportional to e^lambda (Lu et
+    al. 2022b, proposition 4.1). The weights give that mean exactly for polynomials in lambda, of degree one less than
+    there are values. For eps_hat the density is e^−lambda: the same weights, offsets and step with the other sign.
+    """
+    mass = moment = -math.expm1(-step)
+    moments = [1.0]
+    for power in range(1, len(offsets)):
+        moment = step**power - power * moment  # of offset^power, by parts
+        moments.append(moment / mass)
+    return np.linalg.solve(np.vander(offsets, increasing=True).T, moments).tolist()
+
+
+def _mean(weights, values):
+    """The weighted sum of tensors."""
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = torch.add(total, value, alpha=weight)
+    return total
+
+
+def _eps(x, x0, now: Node):
+    """eps_hat, from x and x0_hat at a node."""
+    return torch.add(x, x0, alpha=-now.alpha) / now.sigma
+
+
+def _transfer_eps(x, eps, now: Node, then: Node):
+    """The map without fresh noise, given eps_hat where ``transfer`` is given x0_hat."""
+    return transfer(x, torch.add(x, eps, alpha=-now.sigma) / now.alpha, now, then)
 
 
 @torch.no_grad()
@@ -114,7 +181,7 @@ def ancestral(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, varianc
         if variance == "posterior" or then.sigma == 0:
             x = transfer(x, x0, now, then, u, noise)
         else:
-            wide = math.sqrt(now.sigma**2 - (now.alpha * then.sigma / then.alpha) ** 2)
+            wide = added_noise(now, then)
             scale = wide if v is None else interpolated_variance(v, u**2, wide**2).sqrt()
             x = transfer(x, x0, now, then, u, torch.zeros_like) + scale * noise(x)
         yield State(x, x0)
@@ -136,6 +203,255 @@ def euler(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch
         else:
             slope = (x - now.alpha * x0) / now.sigma
             x = then.alpha * (x / now.alpha + (then.sigma / then.alpha - now.sigma / now.alpha) * slope)
+        yield State(x, x0)
+
+
+def _improved(denoise, x, x0, now: Node, then: Node):
+    """Heun's step from x and its x0_hat: the map with the mean of eps_hat here and where Euler's step leads.
+
+    At infinite sigma/alpha there is no Euler step to improve, and at sigma = 0 no eps_hat to improve it with.
+    """
+    ahead = transfer(x, x0, now, then)
+    if now.alpha == 0 or then.sigma == 0:
+        return ahead
+    other = _eps(ahead, denoise(ahead, then.t), then)
+    return _transfer_eps(x, 0.5 * (_eps(x, x0, now) + other), now, then)
+
+
+@torch.no_grad()
+def heun(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch.randn_like):
+    """Heun's method on the probability-flow ODE in the coordinates x/alpha, sigma/alpha (Karras et al. 2022, alg. 1).
+
+    Order 2, at two evaluations a step; a last step to sigma = 0 and a first one from alpha = 0 are Euler's, with one.
+    ``noise`` is not used. Yields ``State`` after each step. Raises ValueError for a grid that does not decrease.
+    """
+    grid = nodes(schedule, ts, x)
+    for now, then in zip(grid, grid[1:], strict=False):
+        x0 = denoise(x, now.t)
+        x = _improved(denoise, x, x0, now, then)
+        yield State(x, x0)
+
+
+@torch.no_grad()
+def dpm_solver_2s(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch.randn_like):
+    """DPM-Solver-2, single-step: the map with the eps_hat found half-way in lambda (Lu et al. 2022, algorithm 1).
+
+    Order 2, at two evaluations a step; a last step to sigma = 0 and a first one from alpha = 0, which have no middle,
+    are the map's, with one. The schedule is asked between the nodes. ``noise`` is not used. Yields ``State`` after each
+    step. Raises ValueError for a grid that does not decrease.
+    """
+    grid = nodes(schedule, ts, x)
+    for now, then, inner in zip(grid, grid[1:], between(schedule, grid, x, (1 / 2,)), strict=False):
+        x0 = denoise(x, now.t)
+        if inner:
+            (middle,) = inner
+            ahead = transfer(x, x0, now, middle)
+            x = _transfer_eps(x, _eps(ahead, denoise(ahead, middle.t), middle), now, then)
+        else:
+            x = transfer(x, x0, now, then)
+        yield State(x, x0)
+
+
+@torch.no_grad()
+def dpm_solver_3s(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch.randn_like):
+    """DPM-Solver-3, single-step: eps_hat also at one and two thirds of the way in lambda (Lu et al. 2022, algorithm 2).
+
+    Order 3, at three evaluations a step; a last step to sigma = 0 and a first one from alpha = 0 are the map's, with
+    one. The schedule is asked between the nodes. ``noise`` is not used. Yields ``State`` after each step. Raises
+    ValueError for a grid that does not decrease.
+    """
+    grid = nodes(schedule, ts, x)
+    for now, then, inner in zip(grid, grid[1:], between(schedule, grid, x, (1 / 3, 2 / 3)), strict=False):
+        x0 = denoise(x, now.t)
+        if inner:
+            third, two_thirds = inner
+            back = now.half_log_snr - then.half_log_snr  # of the other sign, for weights of eps_hat
+            eps = _eps(x, x0, now)
+            ahead = transfer(x, x0, now, third)
+            later = _eps(ahead, denoise(ahead, third.t), third)
+            weights = exponential_weights([0.0, back / 3], 2 * back / 3)
+            ahead = _transfer_eps(x, _mean(weights, [eps, later]), now, two_thirds)
+            later = _eps(ahead, denoise(ahead, two_thirds.t), two_thirds)
+            weights = exponential_weights([0.0, 2 * back / 3], back)
+            x = _transfer_eps(x, _mean(weights, [eps, later]), now, then)
+        else:
+            x = transfer(x, x0, now, then)
+        yield State(x, x0)
+
+
+ADAMS_BASHFORTH = {
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+@torch.no_grad()
+def plms(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch.randn_like):
+    """PLMS: the map with an Adams–Bashforth mean of the last four eps_hat (Liu et al. 2022, section 3).
+
+    The first step is Heun's, with two evaluations; all others have one. The coefficients are those for equal steps of
+    sigma/alpha: on such a grid the order is 3, which is the start's doing, on any other it is 2. A first step from
+    alpha = 0 is the map's, and is not remembered. ``noise`` is not used. Yields ``State`` after each step. Raises
+    ValueError for a grid that does not decrease.
+    """
+    grid, past = nodes(schedule, ts, x), []
+    for now, then in zip(grid, grid[1:], strict=False):
+        x0 = denoise(x, now.t)
+        if now.alpha > 0:
+            past = [_eps(x, x0, now), *past][:4]
+        if len(past) < 2:
+            x = _improved(denoise, x, x0, now, then)
+        else:
+            x = _transfer_eps(x, _mean(ADAMS_BASHFORTH[len(past)], past), now, then)
+        yield State(x, x0)
+
+
+def _half_way(past, then: Node):
+    """x0_hat half-way to the next node in lambda, on the line through the two last (node, x0_hat), newest first.
+
+    The newest itself where there is one only, or where the step goes to lambda = +inf: no line can be followed there.
+    """
+    if len(past) < 2 or then.sigma == 0:
+        return past[0][1]
+    (now, x0), (before, x0_before) = past[:2]
+    step = then.half_log_snr - now.half_log_snr
+    last = now.half_log_snr - before.half_log_snr  # inf where the walk began at alpha = 0: then x0 itself is right
+    return torch.lerp(x0, x0_before, -0.5 * step / last)
+
+
+@torch.no_grad()
+def dpmpp_2m(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch.randn_like):
+    """DPM-Solver++(2M): the map with x0_hat extrapolated half-way in lambda (Lu et al. 2022b, algorithm 2).
+
+    Order 2, at one evaluation a step. The first step and a step to sigma = 0 are the map's. ``noise`` is not used.
+    Yields ``State`` after each step. Raises ValueError for a grid that does not decrease.
+    """
+    grid, past = nodes(schedule, ts, x), []
+    for now, then in zip(grid, grid[1:], strict=False):
+        x0 = denoise(x, now.t)
+        past = [(now, x0), *past][:2]
+        x = transfer(x, _half_way(past, then), now, then)
+        yield State(x, x0)
+
+
+def _through(points, now: Node, then: Node):
+    """What the map needs for x0_hat along the polynomial in lambda through all (node, x0_hat) given.
+
+    A point at alpha = 0 is infinitely far away and has no say.
+    """
+    points = [(node, x0) for node, x0 in points if node.alpha > 0]
+    offsets = [node.half_log_snr - now.half_log_snr for node, _ in points]
+    return _mean(exponential_weights(offsets, then.half_log_snr - now.half_log_snr), [x0 for _, x0 in points])
+
+
+@torch.no_grad()
+def dpm_solver_3m(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, noise=torch.randn_like):
+    """The third-order multistep solver of the same family: a parabola in lambda through the three last x0_hat.
+
+    Order 3, at one evaluation a step. Published code halves the coefficient of the second difference, which leaves
+    order 2. The first step and a step to sigma = 0 are the map's, the second is that of ``dpmpp_2m`` with an exact
+    line: so order 3 is what one measures where the walk starts near pure noise and x0_hat hardly changes yet; else
+    the first step alone makes it 2. ``noise`` is not used. Yields ``State`` after each step. Raises ValueError for a
+    grid that does not decrease.
+    """
+    grid, past = nodes(schedule, ts, x), []
+    for now, then in zip(grid, grid[1:], strict=False):
+        x0 = denoise(x, now.t)
+        past = [(now, x0), *past][:3]
+        first_order = now.alpha == 0 or then.sigma == 0  # a polynomial cannot be followed over an infinite step
+        x = transfer(x, x0 if first_order else _through(past, now, then), now, then)
+        yield State(x, x0)
+
+
+@torch.no_grad()
+def unipc(denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, solver_order: int = 2, noise=torch.randn_like):
+    """UniPC with B2(h) in x0_hat: each step is done again when the next x0_hat is known (Zhao et al. 2023).
+
+    The predictor takes the ``solver_order`` last x0_hat, the corrector one more, which the predictor's x has given:
+    still one evaluation a step, and with one order more than the predictor's: 3 by default. A step from alpha = 0 or to
+    sigma = 0 is the map's. ``noise`` is not used. Yields ``State`` after each step, x as predicted. Raises ValueError
+    for a grid that does not decrease, or a solver_order other than 1, 2 and 3.
+    """
+    check.one_of("solver_order", solver_order, (1, 2, 3))
+    grid, past, left = nodes(schedule, ts, x), [], x
+    for now, then in zip(grid, grid[1:], strict=False):
+        x0 = denoise(x, now.t)
+        if past and past[0][0].alpha > 0:
+            if len(past) == 1:  # B2 takes the plain mean here, as it takes 2M's middle below
+                better = 0.5 * (past[0][1] + x0)
+            else:
+                better = _through([(now, x0), *past], past[0][0], now)
+            x = transfer(left, better, past[0][0], now)
+        past = [(now, x0), *past][:solver_order]
+        left = x
+        if len(past) == 3 and then.sigma > 0:
+            x = transfer(x, _through(past, now, then), now, then)
+        else:
+            x = transfer(x, _half_way(past, then), now, then)
+        yield State(x, x0)
+
+
+@torch.no_grad()
+def dpmpp_2m_sde(
+    denoise, schedule, x: Float[Tensor, "batch *data"], ts, *, eta: float | int = 1.0, noise=torch.randn_like
+):
+    """SDE-DPM-Solver++(2M): ``dpmpp_2m`` with fresh noise in the map (Lu et al. 2022b, in its midpoint form).
+
+    ``eta`` means what it means in ``ddim``: 0 is ``dpmpp_2m``, 1 the paper's method. Weak order 2, measured on Gaussian
+    data. Yields ``State`` after each step; nothing is drawn on a last step to sigma = 0. Raises ValueError for a grid
+    that does not decrease or eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1]; got {eta}")
+    grid, past = nodes(schedule, ts, x), []
+    for now, then in zip(grid, grid[1:], strict=False):
+        x0 = denoise(x, now.t)
+        past = [(now, x0), *past][:2]
+        x = transfer(x, _half_way(past, then), now, then, fresh_noise(now, then, eta), noise)
+        yield State(x, x0)
+
+
+@torch.no_grad()
+def edm(
+    denoise,
+    schedule,
+    x: Float[Tensor, "batch *data"],
+    ts,
+    *,
+    s_churn: float | int = 0.0,
+    s_tmin: float | int = 0.0,
+    s_tmax: float | int = math.inf,
+    s_noise: float | int = 1.0,
+    noise=torch.randn_like,
+):
+    """Heun's steps, each after a little new noise: EDM's stochastic sampler (Karras et al. 2022, algorithm 2).
+
+    Where sigma/alpha lies in [s_tmin, s_tmax], the forward process first raises it by the factor 1 + gamma, gamma =
+    min(s_churn / steps, sqrt 2 − 1), with noise of standard deviation ``s_noise``; the step starts from there. It is
+    raised to the schedule's noisiest level at most, and not at alpha = 0. Without churn it is ``heun``; the noise keeps
+    the marginals, so the (weak) order stays 2, but an s_noise other than 1 leaves an error that no number of steps
+    removes. Yields ``State`` after each step. Raises ValueError for a grid that does not decrease, a negative s_churn,
+    s_tmin or s_noise, and s_tmax below s_tmin.
+    """
+    for name, value in {"s_churn": s_churn, "s_tmin": s_tmin, "s_noise": s_noise}.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number, at least 0; got {value}")
+    if not s_tmax >= s_tmin:
+        raise ValueError(f"s_tmax must be at least s_tmin = {s_tmin}; got {s_tmax}")
+    grid = nodes(schedule, ts, x)
+    gamma = min(s_churn / (len(grid) - 1), math.sqrt(2) - 1)
+    churned = [now for now in grid[:-1] if gamma > 0 < now.alpha and s_tmin <= now.sigma / now.alpha <= s_tmax]
+    least = schedule.half_log_snr(torch.tensor(schedule.t_max, dtype=torch.float64)).item()
+    levels = [max(now.half_log_snr - math.log1p(gamma), least) for now in churned]
+    raised = {now.time: up for now, up in zip(churned, nodes_at(schedule, levels, x), strict=True)}
+    for now, then in zip(grid, grid[1:], strict=False):
+        if now.time in raised:
+            up = raised[now.time]
+            x = up.alpha / now.alpha * x + s_noise * added_noise(up, now) * noise(x)
+            now = up
+        x0 = denoise(x, now.t)
+        x = _improved(denoise, x, x0, now, then)
         yield State(x, x0)
 
 
@@ -281,3 +597,5 @@ def start(schedule, ts, shape, *, generator=None, dtype=torch.float32, device=No
 
 # annealed_langevin and predictor_corrector have none: the bias of a Langevin step depends on its size, not on the grid
 ddim.order = ancestral.order = euler.order = euler_maruyama.order = 1
+heun.order = edm.order = dpm_solver_2s.order = plms.order = dpmpp_2m.order = dpmpp_2m_sde.order = 2
+dpm_solver_3s.order = dpm_solver_3m.order = unipc.order = 3

@@ -1,5 +1,6 @@
 """Samplers: identities to rounding, measured orders, an independent library, exact laws, bad grids."""
 
+import functools
 import math
 
 import numpy as np
@@ -14,16 +15,35 @@ from companion.samplers import (
     ancestral,
     annealed_langevin,
     ddim,
+    dpm_solver_2s,
+    dpm_solver_3m,
+    dpm_solver_3s,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    edm,
     euler,
     euler_maruyama,
+    heun,
     invert,
+    plms,
     predictor_corrector,
     sample,
     start,
+    unipc,
 )
 from companion.toy import GaussianMixture
 
-ALL = [ddim, euler, ancestral, predictor_corrector]  # from any grid of nodes, an empty start too
+HIGHER = [heun, plms, dpmpp_2m, dpm_solver_3m, unipc]
+SINGLE = [dpm_solver_2s, dpm_solver_3s]  # these two ask the schedule between its nodes
+ALL = [
+    ddim,
+    euler,
+    ancestral,
+    predictor_corrector,
+    *HIGHER,
+    dpmpp_2m_sde,
+    edm,
+]  # from any grid of nodes, an empty start too
 
 
 def grid(schedule, steps, end=0.05):
@@ -87,13 +107,11 @@ def test_eta_one_is_ancestral_is_the_posterior(schedule, mixture):
     assert (by_eta - by_posterior).abs().max() < 1e-11 * scale
 
 
-@pytest.mark.parametrize("name", ["linear", "circle", "flow", "ve"])
-@pytest.mark.parametrize("sampler", [ddim, euler])
-def test_measured_order(sampler, name, mixture):
-    """The slope of the error against a DOP853 solution of the probability-flow ODE."""
-    schedule = SCHEDULES[name]
-    ts = grid(schedule, 8, end=0.1)
-    x = start(schedule, ts, (20, 2), dtype=torch.float64)
+@functools.cache
+def flow(schedule, t_start, t_end):
+    """Twenty starts, and the ends of the book's mixture's probability-flow ODE from them, by DOP853."""
+    mixture, ts = GaussianMixture.four(), torch.tensor([t_start, t_end], dtype=torch.float64)
+    x = start(schedule, ts, (20, 2), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def slope(t, flat):
         t, y = torch.tensor(t, dtype=torch.float64), torch.from_numpy(flat.reshape(-1, 2))
@@ -101,14 +119,25 @@ def test_measured_order(sampler, name, mixture):
         x0 = mixture.denoise(y, alpha, sigma)
         return (schedule.alpha_rate(t) * x0 + schedule.sigma_rate(t) * (y - alpha * x0) / sigma).numpy().ravel()
 
-    exact = solve_ivp(slope, (ts[0].item(), ts[-1].item()), x.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-11)
-    exact = torch.from_numpy(exact.y[:, -1].reshape(-1, 2))
-    errors = []
-    for steps in (100, 200, 400):
-        end = sample(mixture.denoiser(schedule), schedule, x, grid(schedule, steps, end=0.1), sampler=sampler)
-        errors.append((end - exact).square().mean().sqrt().item())
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert abs(orders[-1] - sampler.order) < 0.1, orders
+    found = solve_ivp(slope, (t_start, t_end), x.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-11)
+    return x, torch.from_numpy(found.y[:, -1].reshape(-1, 2))
+
+
+def orders(walk, mixture, schedule, make_grid, steps):
+    """log2 of the ratios of the root-mean-square errors at numbers of steps that double; the last error."""
+    x, exact = flow(schedule, *make_grid(1).tolist())
+    ends = (sample(mixture.denoiser(schedule), schedule, x, make_grid(n), sampler=walk) for n in steps)
+    errors = np.array([(end - exact).square().mean().sqrt().item() for end in ends])
+    return np.log2(errors[:-1] / errors[1:]), errors[-1]
+
+
+@pytest.mark.parametrize("name", ["linear", "circle", "flow", "ve"])
+@pytest.mark.parametrize("sampler", [ddim, euler])
+def test_measured_order(sampler, name, mixture):
+    """The slope of the error against a DOP853 solution of the probability-flow ODE."""
+    schedule = SCHEDULES[name]
+    found, _ = orders(sampler, mixture, schedule, lambda n: grid(schedule, n, end=0.1), (200, 400))
+    assert abs(found[-1] - sampler.order) < 0.1, found
 
 
 class Wide:
@@ -426,12 +455,13 @@ def test_a_table_of_nodes_is_enough(sampler, table, mixture):
     assert torch.isfinite(end).all() and (mixture.log_prob(end) > -20).all()
 
 
-@pytest.mark.parametrize("sampler", [ddim, ancestral, predictor_corrector])
+@pytest.mark.parametrize("sampler", [ddim, ancestral, predictor_corrector, dpmpp_2m_sde, edm])
 def test_no_noise_on_the_last_step(sampler, schedule):
     point = torch.tensor([0.5, -0.25], dtype=torch.float64)
     ts = S.linspace(schedule, 10)
     clean = not isinstance(schedule, S.VE | S.LinearLogSNR)  # these two end with a little noise, and keep it
     options = {"variance": "forward" if clean else "posterior"} if sampler is ancestral else {"eta": 1.0}
+    options = {"s_churn": 3.0} if sampler is edm else options
     x = start(schedule, ts, (100, 2), dtype=torch.float64)
     end = sample(lambda x, t: point.expand_as(x), schedule, x, ts, sampler=sampler, **options)
     left = schedule.sigma(ts[-1:]).item()
@@ -441,7 +471,7 @@ def test_no_noise_on_the_last_step(sampler, schedule):
 def test_samples_come_from_the_mixture(mixture):
     schedule = S.CosineVP(0.0)
     for sampler in ALL:
-        ts = S.linspace(schedule, 300)
+        ts = S.linspace(schedule, 300 if getattr(sampler, "order", 1) == 1 else 40)
         end = sample(mixture.denoiser(schedule), schedule, torch.randn(20_000, 2), ts, sampler=sampler).double()
         error = 5 * end.std(0) / len(end) ** 0.5
         assert ((end.mean(0) - mixture.mean()).abs() < error + 0.005).all()
@@ -478,7 +508,7 @@ def test_states_and_gradients(mixture):
     assert torch.is_grad_enabled()  # a paused walk leaves autograd as it was
 
 
-@pytest.mark.parametrize("sampler", [*ALL, euler_maruyama, annealed_langevin, invert])
+@pytest.mark.parametrize("sampler", [*ALL, *SINGLE, euler_maruyama, annealed_langevin, invert])
 @pytest.mark.parametrize(
     "ts,error,message",
     [
