@@ -13,7 +13,7 @@ from torch import Tensor
 from companion import _checks as check
 from companion import _divergence
 from companion.forward import q_sample
-from companion.predictions import make_target, target_coefficients, to_x0_eps
+from companion.predictions import target_coefficients, to_x0_eps
 
 
 def simple_loss(
@@ -28,10 +28,10 @@ def simple_loss(
 ) -> Tensor:
     """The mean squared error of the network's output against its target at the given times; a scalar.
 
-    ``denoiser`` is a ``Denoiser``: it knows the schedule and the prediction kind. ``noise`` is eps, drawn when not
-    given. ``weight(t)`` gives one factor per sample, (batch,); without it the loss is unweighted, and with kind "eps"
-    it is Ho et al. 2020, eq. 14. With ``per_sample`` the mean over the batch is left to the caller: (batch,). Raises
-    ValueError for shapes that do not fit.
+    ``denoiser`` is a ``Denoiser`` or ``EDMPrecond``: it knows the schedule and what its network's target is. ``noise``
+    is eps, drawn when not given. ``weight(t)`` gives one factor per sample, (batch,); without it the loss is
+    unweighted, and with kind "eps" it is Ho et al. 2020, eq. 14. With ``per_sample`` the mean over the batch is left to
+    the caller: (batch,). Raises ValueError for shapes that do not fit.
     """
     x, target = _asked(denoiser, x0, t, noise)
     error = denoiser.output(x, t, cond) - target
@@ -47,7 +47,7 @@ def _asked(denoiser, x0, t, noise):
     """x_t, and the answer that the network should give there."""
     noise = torch.randn_like(x0) if noise is None else noise
     x = q_sample(x0, t, denoiser.schedule, noise)
-    return x, make_target(denoiser.kind, x0, noise, denoiser.schedule, t)
+    return x, denoiser.target(x0, noise, t)
 
 
 # ---- weightings: factors on the squared error of a kind's own output ------------------------------------------------

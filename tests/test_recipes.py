@@ -8,7 +8,7 @@ import torch
 
 from companion import data, nets, zoo
 from companion.denoisers import Denoiser
-from companion.recipes import mnist, mnist_likelihood
+from companion.recipes import mnist, mnist_likelihood, mnist_noisy_classifier
 from companion.schedules import LinearLogSNR
 
 needs_mnist = pytest.mark.skipif(
@@ -167,3 +167,19 @@ def test_terms_stand_under_their_names(monkeypatch):
     saved = (13.3 - 12.0) / 2 / 0.693147  # less diffusion, but more for the levels
     assert early == pytest.approx(endless - saved + of_levels(12.0) - of_levels(13.3), abs=0.12)
     json.dumps(found)
+
+
+@needs_mnist
+def test_mnist_noisy_classifier(tmp_path, monkeypatch, few):
+    options = ["--steps", "30", "--bf16", "--out", str(tmp_path), "--name", "small"]
+    mnist_noisy_classifier.main(options)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    net, card = zoo.load("small"), zoo.card("small")
+    assert net.timed and card["recipe"] == "python -m companion.train mnist_noisy_classifier --steps 30 --bf16"
+    (found,) = card["metrics"].values()
+    assert list(found) == ["no noise", *(f"log-SNR {level}" for level in mnist_noisy_classifier.LEVELS)]
+    assert found["no noise"]["time"] == 0.0 and found["log-SNR 0"]["time"] == pytest.approx(0.496, abs=1e-3)
+    for row in found.values():
+        assert 0 <= row["class accuracy"] <= 1 and 1 < row["cross-entropy in nats"] < 3
+    again = mnist_noisy_classifier.measure(net)
+    assert list(again.values()) == [found]  # measured as it is stored
