@@ -7,10 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion import _checks as check
+from companion._empirical import EmpiricalDistribution, LocalEmpirical
 from companion._image_mixture import ImageMixture
 
-__all__ = ["GaussianMixture", "ImageMixture", "swiss_roll"]
-ImageMixture.__module__ = "companion.toy"  # where it is found; it has a file of its own for its length
+__all__ = ["EmpiricalDistribution", "GaussianMixture", "ImageMixture", "LocalEmpirical", "swiss_roll"]
+# where they are found; they have files of their own for their length
+EmpiricalDistribution.__module__ = LocalEmpirical.__module__ = ImageMixture.__module__ = "companion.toy"
 
 
 class GaussianMixture:

@@ -1,12 +1,16 @@
-"""Networks: shapes, what they depend on, embeddings, errors."""
+"""Networks: shapes, what they depend on, embeddings, counts, errors."""
 
+import functools
 import math
 
 import pytest
 import torch
 from conftest import refuses
+from torch.nn import functional as F
 
-from companion.nets import MLP, Classifier, UNet, timestep_embedding
+from companion.nets import MLP, Classifier, DiT, UNet, count, timestep_embedding
+from companion.nets.dit import DiTBlock
+from companion.nets.unet import Attention
 
 
 def warm(net):
@@ -128,6 +132,27 @@ def test_classifier_learns_with_every_parameter():
     assert loss < 0.1
 
 
+def test_a_classifier_is_told_the_time():
+    torch.manual_seed(0)
+    plain, timed = Classifier(width=8), Classifier(width=8, timed=True)
+    missing = timed.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert {key.split(".")[0] for key in missing} == {"time", "films"}
+    x, t = torch.randn(4, 1, 16, 16), torch.rand(4)
+    torch.testing.assert_close(timed(x, t), plain(x))  # at first the time does nothing
+    for film in timed.films:
+        torch.nn.init.normal_(film.weight, std=0.5)
+    told = timed(x, t)
+    assert (told - plain(x)).abs().max() > 1e-3 and (told - timed(x, 1 - t)).abs().max() > 1e-3
+    for i in range(4):
+        torch.testing.assert_close(timed(x[i : i + 1], t[i : i + 1])[0], told[i], atol=1e-5, rtol=1e-4)
+    told.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in timed.parameters())
+    with refuses(ValueError, "t must be given"):
+        timed(x)
+    with refuses(ValueError, "t must be None"):
+        plain(x, t)
+
+
 def test_bad_arguments():
     for wrong in ({"channels": 0}, {"width": 12}, {"classes": 0}, {"features": 0}):
         with refuses(ValueError, f"{next(iter(wrong))} must be"):
@@ -146,3 +171,200 @@ def test_bad_arguments():
         net(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     with refuses(ValueError, "dim must be"):
         timestep_embedding(torch.zeros(3), 7)
+
+
+# ---- attention at chosen levels, and the transformer
+
+
+def test_attention_follows_every_block_of_the_levels_asked_for():
+    net = UNet(1, 16, (1, 2, 2), blocks=2, attention=(0, 2))
+    looks = [name for name, module in net.named_modules() if isinstance(module, Attention)]
+    channels = [net.get_submodule(name).out.out_channels for name in looks]
+    assert len(looks) == 2 * 2 + 2 * 3 + 1 and channels == [16, 16, 32, 32, 32, 32, 32, 16, 16, 16, 32]
+    assert set(UNet(1, 16, (1, 2, 2), blocks=2).state_dict()) == {
+        key for key in net.state_dict() if ".attention." not in key
+    }
+    assert (net(torch.randn(2, 1, 8, 8), torch.rand(2)) == 0).all()
+    warm(net)(torch.randn(2, 1, 8, 8), torch.rand(2)).square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in net.parameters())
+    with refuses(ValueError, "attention must list levels from 0 to 1"):
+        UNet(1, 16, (1, 2), attention=(2,))
+    with refuses(ValueError, "channels must fit into heads"):
+        UNet(1, 104, (1,))
+
+
+def test_attention_at_a_level_sees_across_it():
+    """One level, the middle cut out: the convolutions reach nine pixels, attention all sixteen."""
+    x, t, reach = torch.randn(1, 1, 1, 16, dtype=torch.float64), torch.rand(1, dtype=torch.float64), {}
+    for levels in ((), (0,)):
+        net = UNet(1, 8, (1,), attention=levels).double()
+        net.middle = torch.nn.ModuleList()
+        for module in warm(net).modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.forward = lambda x: x  # which also sees everything
+        x.requires_grad_()
+        (seen,) = torch.autograd.grad(net(x, t)[0, 0, 0, 0], x)
+        reach[levels] = (seen[0, 0, 0] != 0).sum().item()
+    assert reach == {(): 9, (0,): 16}
+
+
+def by_hand(net, x, t, cond):
+    """The transformer from its weights, token by token and head by head (Peebles & Xie 2023, figure 3)."""
+    width, p, side = net.stem.out_channels, net.patch, net.size // net.patch
+    angle = 1000 * t[:, None] / 10000 ** (torch.arange(width // 2) / (width // 2))
+    first, _, second = net.time
+    emb = second(F.silu(first(torch.cat([angle.cos(), angle.sin()], 1)))) + net.label.weight[cond]
+    emb = F.silu(emb)
+    tokens = []
+    for row in range(side):
+        for column in range(side):
+            square = x[:, :, row * p : row * p + p, column * p : column * p + p].flatten(1)
+            over = 10000 ** (-torch.arange(width // 4) / (width // 4))
+            place = torch.cat([(row * over).cos(), (row * over).sin(), (column * over).cos(), (column * over).sin()])
+            tokens.append(square @ net.stem.weight.flatten(1).T + net.stem.bias + place)
+    h = torch.stack(tokens, 1)
+
+    def norm(h):
+        return (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+
+    for block in net.blocks:
+        (a, b, c), (d, e, f) = ((v[:, None] for v in part.chunk(3, 1)) for part in block.adaln(emb).chunk(2, 1))
+        q, k, v = block.qkv(norm(h) * (1 + b) + a).chunk(3, -1)
+        found = []
+        for head in torch.arange(width).chunk(block.heads):
+            scores = torch.einsum("bnc,bmc->bnm", q[..., head], k[..., head]) / len(head) ** 0.5
+            found.append(torch.softmax(scores, -1) @ v[..., head])
+        h = h + c * block.out(torch.cat(found, -1))
+        inside = block.mlp[0](norm(h) * (1 + e) + d)
+        inside = 0.5 * inside * (1 + torch.tanh((2 / math.pi) ** 0.5 * (inside + 0.044715 * inside**3)))
+        h = h + f * block.mlp[2](inside)
+    shift, scale = net.adaln(emb)[:, None].chunk(2, -1)
+    h = net.out(norm(h) * (1 + scale) + shift)
+    out = torch.empty(len(x), net.out.out_features // p**2, net.size, net.size, dtype=x.dtype)
+    for i in range(side**2):
+        row, column = i // side * p, i % side * p
+        out[:, :, row : row + p, column : column + p] = h[:, i].reshape(len(x), -1, p, p)
+    return out
+
+
+@pytest.mark.parametrize("patch,heads,outputs", [(1, 2, None), (2, 4, 3)])
+def test_the_transformer_against_its_definition(patch, heads, outputs):
+    net = warm(DiT(2, 6, patch, width=16, depth=2, heads=heads, classes=3, outputs=outputs)).double()
+    x, t = torch.randn(4, 2, 6, 6, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    net.places = net.places.double()
+    net.blocks[0].mlp[0].weight.data *= 10  # where the two kinds of GELU differ
+    cond = torch.tensor([0, 2, 3, 1])
+    # positions were made in float32
+    torch.testing.assert_close(net(x, t, cond), by_hand(net, x, t, cond), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net(x, t), net(x, t, torch.full((4,), 3)))
+    for i in range(4):
+        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1], cond[i : i + 1])[0], net(x, t, cond)[i])
+
+
+def test_a_block_is_that_of_an_independent_library():
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    block, emb, x = warm(DiTBlock(16, 4)), torch.randn(3, 16), torch.randn(3, 9, 16)
+    theirs = BasicTransformerBlock(
+        16,
+        4,
+        4,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=2,
+        attention_bias=True,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+    q, k, v = (part.clone() for part in block.qkv.weight.detach().chunk(3))
+    weights = {"to_q.weight": q, "to_k.weight": k, "to_v.weight": v, "to_out.0.weight": block.out.weight}
+    weights |= {f"to_{name}.bias": part for name, part in zip("qkv", block.qkv.bias.detach().chunk(3), strict=True)}
+    theirs.attn1.load_state_dict(weights | {"to_out.0.bias": block.out.bias})
+    theirs.norm1.linear.load_state_dict(block.adaln.state_dict())
+    theirs.ff.net[0].proj.load_state_dict(block.mlp[0].state_dict())
+    theirs.ff.net[2].load_state_dict(block.mlp[2].state_dict())
+    theirs.norm1.emb.forward = lambda *_, **__: emb  # the vector before its SiLU
+    nothing = torch.zeros(3, dtype=torch.int64)
+    want = theirs(x, timestep=nothing, class_labels=nothing)
+    torch.testing.assert_close(block(x, F.silu(emb)), want, atol=2e-6, rtol=1e-5)
+    # which channel holds which sine is a convention; how alike two places are is not
+    places, other = DiT(1, 6, 2, width=16).places, get_2d_sincos_pos_embed(16, 3, base_size=3, output_type="pt")
+    torch.testing.assert_close(places @ places.T, (other @ other.T).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_transformer_starts_as_the_identity_and_its_gates_learn_first():
+    net = DiT(1, 4, 2, width=16, depth=2, classes=3)
+    x, t = torch.randn(5, 1, 4, 4), torch.rand(5)
+    tokens, emb = torch.randn(5, 4, 16), torch.randn(5, 16)
+    assert (net(x, t) == 0).all() and all(torch.equal(block(tokens, emb), tokens) for block in net.blocks)
+    torch.nn.init.normal_(net.out.weight)  # as after a step: until then this layer alone learns
+    net(x, t).square().mean().backward()
+    for block in net.blocks:
+        learns = block.adaln.weight.grad.abs().sum(1).unflatten(0, (6, 16)).sum(1) > 0
+        assert learns.tolist() == [False, False, True, False, False, True]
+        others = (p for name, p in block.named_parameters() if not name.startswith("adaln"))
+        assert all((p.grad == 0).all() for p in others)
+    warm(net).zero_grad()
+    net(x, t, torch.arange(5) % 4).square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_without_positions_tokens_are_a_set():
+    net, t = warm(DiT(1, 6, 2, width=16, depth=2)).double(), torch.rand(2, dtype=torch.float64)
+    squares, order = torch.randn(2, 4, 9, dtype=torch.float64), torch.randperm(9)
+    fold = functools.partial(F.fold, output_size=6, kernel_size=2, stride=2)
+    apart = functools.partial(F.unfold, kernel_size=2, stride=2)
+    placed = apart(net(fold(squares[..., order]), t)) - apart(net(fold(squares), t))[..., order]
+    assert placed.abs().max() > 1e-2
+    net.places.zero_()
+    torch.testing.assert_close(apart(net(fold(squares[..., order]), t)), apart(net(fold(squares), t))[..., order])
+
+
+# ---- counting
+
+
+@pytest.mark.parametrize("patch,width,depth,classes", [(1, 16, 1, None), (2, 48, 3, 10)])
+def test_the_transformer_s_counts_by_hand(patch, width, depth, classes):
+    net, n, w = DiT(1, 8, patch, width, depth, 2, classes), (8 // patch) ** 2, width
+    x, t = torch.randn(5, 1, 8, 8), torch.rand(5)
+    block = (3 * w * w + 3 * w) + (w * w + w) + (8 * w * w + 5 * w) + (6 * w * w + 6 * w)
+    ends = (patch**2 * w + w) + (2 * w * w + 2 * w) + (w * patch**2 + patch**2)
+    told = 2 * (w * w + w) + (0 if classes is None else (classes + 1) * w)
+    assert count.parameters(net) == depth * block + ends + told
+    products = depth * (12 * n * w * w + 2 * n * n * w + 6 * w * w) + 2 * n * w * patch**2 + 2 * w * w + 2 * w * w
+    assert count.flops(net, x, t) == 5 * 2 * products
+
+
+def test_the_unet_s_count_from_the_shapes_of_its_layers():
+    net, found = UNet(1, 16, (1, 2), classes=3, attention=(0,)), []
+
+    def convolution(layer, inputs, output):
+        found.append(2 * output.numel() * layer.weight[0].numel())
+
+    def attention(layer, inputs, output):
+        batch, channels, height, width = output.shape
+        found.append(2 * 2 * batch * channels * (height * width) ** 2)
+
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(convolution)
+        if isinstance(module, Attention):
+            module.register_forward_hook(attention)
+    counted = count.flops(net, torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1]))
+    assert counted == sum(found) > 1e6
+    assert count.parameters(torch.nn.Conv2d(3, 5, 3)) == 3 * 5 * 9 + 5
+    with refuses(TypeError, "net must be"):
+        count.parameters(lambda x: x)
+
+
+def test_what_the_transformer_refuses():
+    for wrong in ({"patch": 3}, {"width": 30}, {"width": 36, "heads": 8}, {"depth": 0}, {"size": 0}):
+        with refuses(ValueError, f"{next(iter(wrong))} must be"):
+            DiT(**{"size": 8, "patch": 2, "heads": 2} | wrong)
+    net = DiT(1, 8, 2, width=16, depth=1)
+    for shape in ((1, 1, 8, 10), (1, 3, 8, 8), (1, 8, 8)):
+        with refuses(ValueError, "x must have shape"):
+            net(torch.zeros(shape), torch.zeros(1))
+    with refuses(ValueError, "no classes"):
+        net(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))

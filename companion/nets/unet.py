@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import _checks as check
-from companion.nets.embedding import timestep_embedding
+from companion.nets.embedding import Conditioned
 
 
 class ResBlock(nn.Module):
@@ -37,6 +37,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.heads = max(1, channels // 32)
+        if channels % self.heads:
+            raise ValueError(f"channels must fit into heads of about 32 for attention; got {channels}")
         self.norm, self.qkv = nn.GroupNorm(8, channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
@@ -50,7 +52,18 @@ class Attention(nn.Module):
         return x + self.out(looked_up.reshape(batch, channels, height, width))
 
 
-class UNet(nn.Module):
+class AttentiveBlock(ResBlock):
+    """A residual block, then attention over all pixels of its level."""
+
+    def __init__(self, inside: int, out: int, emb: int):
+        super().__init__(inside, out, emb)
+        self.attention = Attention(out)
+
+    def forward(self, x, emb):  # as a residual block
+        return self.attention(super().forward(x, emb))
+
+
+class UNet(Conditioned):
     """Residual blocks over resolutions that halve, attention at the coarsest; output of x's height and width.
 
     ``width`` channels at full resolution, ``width * multipliers[i]`` at level i (each a multiple of 8), ``blocks``
@@ -60,8 +73,9 @@ class UNet(nn.Module):
     patch pixels become channels before the first convolution and pixels again after the last, which makes the network
     patch² times cheaper. ``fourier`` lists exponents n for which sin and cos of 2^n π x join the inputs, so that the
     network sees the last bits of x (Kingma et al. 2021, appendix C). ``outputs`` is the number of channels that come
-    out, ``channels`` when not given. Height and width must be divisible by patch × 2^(levels − 1). Raises ValueError
-    for arguments or inputs that do not fit.
+    out, ``channels`` when not given. ``attention`` lists levels, 0 being the finest, where attention follows every
+    residual block too. Height and width must be divisible by patch × 2^(levels − 1). Raises ValueError for arguments
+    or inputs that do not fit.
     """
 
     def __init__(
@@ -76,16 +90,16 @@ class UNet(nn.Module):
         patch: int = 1,
         fourier: Sequence[int] = (),
         outputs: int | None = None,
+        attention: Sequence[int] = (),
     ):
-        super().__init__()
         if width % 8 or not multipliers:
             raise ValueError(f"width must be a multiple of 8 and multipliers not empty; got {width}, {multipliers}")
         check.positive_int("patch", patch)
-        self.channels, self.classes, self.time_scale, self.width = channels, classes, time_scale, width
-        self.patch, self.factor = patch, patch * 2 ** (len(multipliers) - 1)
+        if not set(attention) <= set(range(len(multipliers))):
+            raise ValueError(f"attention must list levels from 0 to {len(multipliers) - 1}; got {list(attention)}")
         emb = 4 * width
-        self.time = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.label = nn.Embedding(classes + 1, emb) if classes is not None else None
+        super().__init__(width, emb, classes, time_scale)
+        self.channels, self.patch, self.factor = channels, patch, patch * 2 ** (len(multipliers) - 1)
         self.register_buffer("octaves", math.pi * 2.0 ** torch.tensor(list(fourier)), persistent=False)
         self.stem = nn.Conv2d(channels * (1 + 2 * len(fourier)) * patch**2, width, 3, padding=1)
         self.dropout = nn.Dropout2d(dropout)
@@ -93,8 +107,9 @@ class UNet(nn.Module):
         self.down, self.up, handed = nn.ModuleList(), nn.ModuleList(), [width]
         now = width
         for level, multiplier in enumerate(multipliers):
+            block = AttentiveBlock if level in attention else ResBlock
             for _ in range(blocks):
-                self.down.append(ResBlock(now, width * multiplier, emb))
+                self.down.append(block(now, width * multiplier, emb))
                 now = width * multiplier
                 handed.append(now)
             if level < len(multipliers) - 1:
@@ -102,8 +117,9 @@ class UNet(nn.Module):
                 handed.append(now)
         self.middle = nn.ModuleList([ResBlock(now, now, emb), Attention(now), ResBlock(now, now, emb)])
         for level, multiplier in reversed(list(enumerate(multipliers))):
+            block = AttentiveBlock if level in attention else ResBlock
             for _ in range(blocks + 1):
-                self.up.append(ResBlock(now + handed.pop(), width * multiplier, emb))
+                self.up.append(block(now + handed.pop(), width * multiplier, emb))
                 now = width * multiplier
             if level > 0:
                 self.up.append(nn.Conv2d(now, now, 3, padding=1))
@@ -112,16 +128,6 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.to(memory_format=torch.channels_last)
-
-    def embed(self, t: Float[Tensor, "batch"], cond) -> Float[Tensor, "batch emb"]:
-        """The vector that tells every block the time and, if any, the class."""
-        emb = self.time(timestep_embedding(self.time_scale * t, self.width))
-        if self.label is None:
-            if cond is not None:
-                raise ValueError("cond was given, but this network has no classes")
-            return F.silu(emb)
-        cond = torch.full(t.shape, self.classes, device=t.device) if cond is None else cond
-        return F.silu(emb + self.label(cond))
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"], t: Float[Tensor, "batch"], cond=None
