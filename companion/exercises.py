@@ -6,13 +6,14 @@ A chapter calls ``check("1.2", answer)``. Adding an exercise is adding one funct
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from companion import _checks as check_argument
 from companion import schedules
 from companion.forward import q_posterior, sde_coefficients
+from companion.nets import DiT
 from companion.samplers import invert, sample
-from companion.toy import GaussianMixture
+from companion.toy import EmpiricalDistribution, GaussianMixture
 
 
 def check(exercise: str, answer) -> None:
@@ -445,11 +446,16 @@ def _6_5(answer):
 
 def _6_6(answer):
     """Heun's method: exact to second order, measured on Gaussian data, where the flow is known."""
-    path, tau = schedules.RectifiedFlow(), 0.5
+    _second_order(answer, schedules.RectifiedFlow(), 0.95)
+
+
+def _second_order(answer, path, first):
+    """A solver's ends on Gaussian data are near the flow's, and twice the steps make them about four times as near."""
+    tau = 0.5
     denoise, x = GaussianMixture([1.0], [[0.0]], stds=[tau]).denoiser(path), _grid(-2, 2, 9)[:, None]
     errors = []
     for steps in (40, 80):
-        ts = schedules.uniform_log_snr(path, steps, t_start=0.95, t_end=0.05)
+        ts = schedules.uniform_log_snr(path, steps, t_start=first, t_end=0.05)
         variance = path.alpha(ts) ** 2 * tau**2 + path.sigma(ts) ** 2
         found = answer(denoise, path, x, ts)
         wanted = (variance[-1] / variance[0]).sqrt() * x
@@ -459,3 +465,195 @@ def _6_6(answer):
         raise AssertionError(
             f"twice the steps make the error {errors[0] / errors[1]:.1f} times smaller: not second order"
         )
+
+
+# ---- chapter 7 ------------------------------------------------------------------------------------------------------
+
+
+def _7_1(answer):
+    """The window of a stack of convolutions, by the gradient of its middle output."""
+    layers = [nn.Conv2d(1, 1, 3, stride=stride, padding=1, dtype=torch.float64) for stride in (1, 1, 1, 2, 1, 1)]
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+    x = torch.zeros(1, 1, 41, 41, dtype=torch.float64, requires_grad=True)
+    (seen,) = torch.autograd.grad(nn.Sequential(*layers)(x)[0, 0, 10, 10], x)
+    _same(answer, (seen[0, 0] > 0).any(0).sum().double(), "the side")
+
+
+def _7_2(answer):
+    """The noise at which two images are mistaken so often, by bisection of the probability."""
+    ell, P = _grid(0.5, 8), _grid(0.45, 0.01)
+    low, high = torch.full_like(P, 1e-6), torch.full_like(P, 1e4)
+    for _ in range(100):
+        middle = (low + high) / 2
+        seldom = 0.5 * torch.special.erfc(ell / middle / 8**0.5) < P
+        low, high = torch.where(seldom, middle, low), torch.where(seldom, high, middle)
+    _same(answer(ell, P), low, "ell from 0.5 to 8, P from 0.45 to 0.01", 1e-6)
+
+
+def _7_3(answer):
+    """The parameters of a diffusion transformer, counted in one that is built."""
+    for channels, patch, width, depth in [(1, 2, 16, 1), (3, 4, 32, 2), (2, 1, 8, 3)]:
+        net = DiT(channels, 8, patch, width, depth)
+        wanted = torch.tensor(sum(p.numel() for p in net.parameters()), dtype=torch.float64)
+        where = f"channels = {channels}, patch = {patch}, width = {width}, depth = {depth}"
+        _same(answer(channels, patch, width, depth), wanted, where)
+
+
+def _7_4(answer):
+    """The excess loss of one slope for two gains, by least squares."""
+    for G1, V1, G2, V2 in [(0.9, 0.5, 0.1, 1.0), (0.3, 2.0, 0.8, 0.7), (0.5, 1.0, 0.5, 3.0)]:
+        root = torch.tensor([V1 / 2, V2 / 2], dtype=torch.float64).sqrt()[:, None]
+        aim = root * torch.tensor([G1, G2], dtype=torch.float64)[:, None]
+        wanted = (aim - root * torch.linalg.lstsq(root, aim).solution).square().sum()
+        _same(answer(G1, V1, G2, V2), wanted, f"G1 = {G1}, V1 = {V1}, G2 = {G2}, V2 = {V2}", 1e-9)
+
+
+def _7_5(answer):
+    """The preconditioning of a network for the noise, by projecting eps on x."""
+    for alpha, sigma, tau in [(0.8, 0.6, 0.5), (1.0, 3.0, 0.5), (0.3, 0.7, 2.0)]:
+        x = torch.tensor([alpha * tau, sigma], dtype=torch.float64)  # in an orthonormal basis of x0 / tau and eps
+        eps = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        slope = (x @ eps) / (x @ x)
+        wanted = torch.stack([slope, (eps - slope * x).norm()])
+        found = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in answer(alpha, sigma, tau)])
+        _same(found, wanted, f"alpha = {alpha}, sigma = {sigma}, tau = {tau}", 1e-9)
+
+
+def _7_6(answer):
+    """The best mirror-equivariant denoiser: the exact one of the images and their mirrored copies."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randn(12, 1, 3, 4, generator=g, dtype=torch.float64)
+    both = EmpiricalDistribution(torch.cat([images, images.flip(-1)]))
+    x = torch.randn(5, 1, 3, 4, generator=g, dtype=torch.float64)
+    for alpha, sigma in [(0.8, 0.6), (0.5, 1.5), (0.99, 0.3)]:
+        _same(answer(images, x, alpha, sigma), both.denoise(x, alpha, sigma), f"alpha = {alpha}, sigma = {sigma}", 1e-8)
+
+
+# ---- chapter 8 ------------------------------------------------------------------------------------------------------
+
+
+def _8_1(answer):
+    """The two weights in the paper's scale: at w = 0 the class's guess, and each unit of w adds their difference."""
+    for w in (-1.0, 0.0, 0.5, 6.5):
+        wanted = torch.tensor([1.0, 0.0], dtype=torch.float64) + w * torch.tensor([1.0, -1.0], dtype=torch.float64)
+        _same(torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in answer(w)]), wanted, f"w = {w}", 1e-9)
+
+
+def _8_2(answer):
+    """Guidance of eps, by way of x0: to x0_hat by the definition of eps, guided there, and back."""
+    x, eps, gradient = _grid(-1, 2), _grid(0.5, -0.5), _grid(-3, 1)
+    for alpha, sigma, gamma in [(0.9, 0.4, 1.0), (0.3, 0.95, 4.0), (1.0, 5.0, 2.0)]:
+        x0 = (x - sigma * eps) / alpha + gamma * sigma**2 / alpha * gradient
+        where = f"alpha = {alpha}, sigma = {sigma}, gamma = {gamma}"
+        _same(answer(eps, gradient, gamma, alpha, sigma), (x - alpha * x0) / sigma, where, 1e-9)
+
+
+def _8_3(answer):
+    """Mean and variance of a tilted Gaussian, by quadrature."""
+    x = _grid(-15, 15, 6001)
+    for m0, tau0, m1, tau1, gamma in [(0.0, 1.0, 1.0, 0.5, 2.0), (-0.5, 2.0, 1.0, 1.0, 4.0), (0.3, 1.0, 0.0, 1.1, 3.0)]:
+        power = -(1 - gamma) * (x - m0) ** 2 / (2 * tau0**2) - gamma * (x - m1) ** 2 / (2 * tau1**2)
+        odds = torch.softmax(power, 0)
+        mean = odds @ x
+        where = f"m0 = {m0}, tau0 = {tau0}, m1 = {m1}, tau1 = {tau1}, gamma = {gamma}"
+        found = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in answer(m0, tau0, m1, tau1, gamma)])
+        _same(found, torch.stack([mean, odds @ (x - mean) ** 2]), where, 1e-5)
+
+
+def _8_4(answer):
+    """The scale at which the tilted precision changes its sign, by bisection."""
+    tau0, tau1 = _grid(0.3, 1.0), _grid(0.6, 4.0)
+    low, high = torch.ones_like(tau0), torch.full_like(tau0, 1e3)
+    for _ in range(80):
+        middle = (low + high) / 2
+        falls_off = (1 - middle) / tau0**2 + middle / tau1**2 > 0
+        low, high = torch.where(falls_off, middle, low), torch.where(falls_off, high, middle)
+    _same(answer(tau0, tau1), low, "tau0 from 0.3 to 1, tau1 from 0.6 to 4", 1e-6)
+
+
+def _8_5(answer):
+    """The scale of the ODE whose spread is that of the tilted density, by bisection."""
+    for gamma in (1.0, 2.0, 7.0):
+        tau = _grid(0.1, 0.9)
+        variance = 1 / ((1 - gamma) + gamma / tau**2)
+        low, high = torch.zeros_like(tau), torch.full_like(tau, 50.0)
+        for _ in range(80):
+            middle = (low + high) / 2
+            wide = tau ** (2 * middle) > variance
+            low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
+        _same(answer(tau, torch.tensor(gamma, dtype=torch.float64)), low, f"tau from 0.1 to 0.9, gamma = {gamma}", 1e-6)
+
+
+def _8_6(answer):
+    """The toll: what lies between the tilted density and that of the sampler, up to a constant, on Gaussian data."""
+    path, tau, m, gamma = schedules.LinearVP(), 0.6, 0.5, 2.0
+    everyone = GaussianMixture([1.0], [[0.0]], stds=[1.0]).denoiser(path)
+    of_class = GaussianMixture([1.0], [[m]], stds=[tau]).denoiser(path)
+    ts = schedules.uniform_log_snr(path, 3000, t_start=1.0, t_end=0.01)
+    start = _grid(-2, 2, 9)[:, None]
+    found, tolls = answer(everyone, of_class, path, start, ts, gamma)
+    guided = sample(lambda x, t: everyone(x, t) + gamma * (of_class(x, t) - everyone(x, t)), path, start, ts)
+    _same(found, guided, "the last x", 1e-6)
+    alpha, sigma = path.alpha(ts[-1]), path.sigma(ts[-1])
+    x, variance = guided[:, 0], alpha**2 * tau**2 + sigma**2
+    tilted = -(1 - gamma) * x**2 / 2 - gamma * (x - alpha * m) ** 2 / (2 * variance)
+    wanted = tilted + 0.5 * start[:, 0] ** 2  # the walk is affine: log-densities at its ends differ by a constant
+    alpha, variance = path.alpha(ts[0]), 1 - path.alpha(ts[0]) ** 2 * (1 - tau**2)
+    y = start[:, 0]  # the product at the noisy end is not quite that of noise
+    wanted = wanted - (0.5 * gamma * y**2 - 0.5 * gamma * (y - alpha * m) ** 2 / variance)
+    _same(tolls - tolls.mean(), wanted - wanted.mean(), "the tolls, less their mean", 1e-2)
+
+
+# ---- chapter 9 ------------------------------------------------------------------------------------------------------
+
+
+def _9_1(answer):
+    """The fresh noise of a step, from the variances of (9.1): half of the posterior's."""
+    factor = (0.6 / 0.8) * 0.6**2 / 0.8**2  # of x_t in the posterior's mean
+    _same(answer, torch.tensor(0.5 * math.sqrt(0.6**2 - factor**2 * 0.8**2), dtype=torch.float64), "zeta", 1e-4)
+
+
+def _9_2(answer):
+    """Weights of three slopes for steps of length r, r and 1: they integrate 1, c and c² from 0 to 1."""
+    powers = torch.arange(3, dtype=torch.float64)
+    for r in (0.4, 1.0, 2.5):
+        places = torch.tensor([0.0, -r, -2 * r], dtype=torch.float64)
+        wanted = torch.linalg.solve(places[None] ** powers[:, None], 1 / (powers + 1))
+        _same(answer(torch.tensor(r, dtype=torch.float64)), wanted, f"r = {r}", 1e-9)
+
+
+def _9_3(answer):
+    """The eta of a noise level kappa: from the variance that quadrature of the noise over the step gives."""
+    for h in (0.05, 1.0, 3.0):
+        kappa, c = _grid(0.1, 1.0), _grid(0.0, h, 4001)
+        drawn = torch.trapezoid(2 * kappa[:, None] ** 2 * torch.exp(-2 * kappa[:, None] ** 2 * c), c)
+        most = torch.trapezoid(2 * torch.exp(-2 * c), c)
+        wanted = (drawn / most).sqrt()
+        _same(answer(kappa, torch.tensor(h, dtype=torch.float64)), wanted, f"h = {h}", 1e-5)
+
+
+def _9_4(answer):
+    """The best grid of a method of order k: for w = e^(-a lambda) its nodes are known in closed form."""
+    for a, k, steps in [(1.0, 1, 12), (-2.0, 2, 7), (3.0, 3, 20)]:
+        lam, rate = _grid(-2.0, 2.0, 40_001), a / (k + 1)
+        ends = math.exp(-rate * -2.0), math.exp(-rate * 2.0)
+        wanted = -torch.log(_grid(*ends, steps + 1)) / rate
+        _same(answer(lam, torch.exp(-a * lam), k, steps), wanted, f"order {k}, {steps} steps", 2e-3)
+
+
+def _9_5(answer):
+    """The second moment of a step under e^lambda, relative to h², by its power series and by the recursion."""
+    small = torch.logspace(-8, -2, 13, dtype=torch.float64)
+    series = small**2 * (1 / 3 + small / 12 + small**2 / 360 - small**3 / 720)
+    large = torch.tensor([1.0, 3.0, 10.0], dtype=torch.float64)
+    mass = -torch.expm1(-large)
+    exact = large**2 / mass - 2 * (large / mass - 1)
+    h, wanted = torch.cat([small, large]), torch.cat([series, exact])
+    found = answer(h)
+    _same(None if found is None else found / wanted, torch.ones_like(h), "m2 over its value", 2e-8)
+
+
+def _9_6(answer):
+    """A single-step solver in the data form: second order, measured on Gaussian data."""
+    _second_order(answer, schedules.LinearVP(), 0.9)

@@ -45,6 +45,7 @@ class Mutant(NamedTuple):
 # ---- the list: (file, tests that must notice, [(original, replacement, what is wrong then)])
 
 TOY, SCHEDULES, FORWARD, SAMPLERS = "test_toy.py", "test_schedules.py", "test_forward.py", "test_samplers.py"
+MULTISTEP, PAPERS = "test_multistep.py", "test_multistep.py::test_equal_to_the_paper_on_a_ragged_table"
 HERE, LOSSES, TIMES, TRAINING, IMAGES = (
     f"test_{name}.py" for name in ("mutants", "losses", "times", "training", "image_mixture")
 )
@@ -362,7 +363,7 @@ GROUPS = [
         [f"{SAMPLERS}::test_ddim_is_euler_is_dpm_solver_1[cosine]"],
         [
             ("then.alpha - keep", "then.alpha + keep", "the sign of the signal already in x"),
-            ("keep * now.alpha) * x0", "keep * then.alpha) * x0", "the wrong node's alpha in the map"),
+            ("keep * now.alpha)\n", "keep * then.alpha)\n", "the wrong node's alpha in the map"),
             ("u**2)) / now.sigma", "u**2)) / now.alpha", "alpha for sigma in eps_hat"),
             (
                 "now.t)\n        x = transfer(x, x0, now, then, fresh_noise(now, then, eta), noise)\n        yield",
@@ -377,7 +378,7 @@ GROUPS = [
     (
         "samplers.py",
         [f"{SAMPLERS}::test_no_noise_on_the_last_step[cosine-ancestral]"],
-        [("or then.sigma == 0", "or now.sigma == 0", "noise on the last step")],
+        [('"posterior" or then.sigma == 0', '"posterior" or now.sigma == 0', "noise on the last step")],
     ),
     (
         "samplers.py",
@@ -441,6 +442,119 @@ GROUPS = [
     ),
     (
         "samplers.py",
+        [f"{PAPERS}[heun-plain-0]", f"{PAPERS}[plms-plain-0]"],
+        [
+            ("0.5 * (_eps(x, x0, now) + other)", "(_eps(x, x0, now) + other)", "a sum of two slopes for their mean"),
+            ("_eps(x, x0, now) + other", "_eps(x, x0, now) - other", "a difference of slopes for their sum"),
+            ("other = _eps(ahead, denoise(ahead, then.t)", "other = _eps(ahead, denoise(x, then.t)", "the old x asked"),
+            ("other = _eps(ahead, denoise(ahead, then.t)", "other = _eps(ahead, denoise(ahead, now.t)", "the old time"),
+            ("alpha=-now.alpha) / now.sigma", "alpha=-now.alpha) / now.alpha", "eps_hat divided by alpha"),
+            ("eps, alpha=-now.sigma)", "eps, alpha=now.sigma)", "the sign of the noise in x"),
+            ("2: (3 / 2, -1 / 2)", "2: (1 / 2, 1 / 2)", "a mean of two slopes for their extrapolation"),
+            ("-16 / 12, 5 / 12", "-15 / 12, 4 / 12", "coefficients of order 2 in PLMS's third step"),
+            ("-59 / 24, 37 / 24", "-58 / 24, 36 / 24", "wrong coefficients in PLMS's later steps"),
+            ("*past][:4]", "*past][:3]", "PLMS with three slopes"),
+            ("if len(past) < 2:\n            x = _imp", "if len(past) < 1:\n            x = _imp", "no start for PLMS"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{PAPERS}[dpm_solver_2s-plain-0]", f"{PAPERS}[dpm_solver_3s-plain-0]"],
+        [
+            ("(1 / 2,)", "(1 / 3,)", "DPM-Solver-2 with its middle at a third"),
+            ("(1 / 3, 2 / 3)", "(1 / 3, 3 / 4)", "DPM-Solver-3 with its second point elsewhere"),
+            ("[0.0, back / 3], 2 * back / 3)", "[0.0, back / 3], back / 3)", "weights for a third of the step"),
+            ("[0.0, 2 * back / 3], back)", "[0.0, back / 3], back)", "the last weights for a nearer point"),
+            ("back = now.half_log_snr - then", "back = now.half_log_snr + then", "a sum of lambdas for a step"),
+            ("a + share * (b - a)", "a + share * b", "shares of the way counted from lambda = 0"),
+            ("moment = step**power - power", "moment = step**power + power", "the sign in a moment"),
+            ("-math.expm1(-step)", "-math.expm1(step)", "the density of eps_hat for that of x0_hat"),
+            ("[eps, later]), now, two_thirds", "[later, eps]), now, two_thirds", "two weights exchanged"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{MULTISTEP}::test_2m_extrapolates_to_the_middle[linear]"],
+        [
+            ("-0.5 * step / last", "-0.5 * last / step", "2M with its ratio of steps inverted"),
+            ("-0.5 * step / last", "-step / last", "2M extrapolated all the way"),
+            ("-0.5 * step / last", "0.5 * step / last", "2M looking back"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{MULTISTEP}::test_third_order_is_exact_on_a_parabola[linear-dpm_solver_3m]"],
+        [
+            ("*past][:3]", "*past][:2]", "a third-order solver that remembers two"),
+            ("step**power - power * moment", "step**power - moment", "moments without their factor"),
+            ("x0 if first_order else _through(past, now", "x0 if first_order else _half_way(past", "2M for 3M"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{PAPERS}[{name}-0]" for name in ("dpm_solver_3m-plain", "unipc-solver_order0", "unipc-solver_order1")],
+        [
+            ("better = 0.5 * (past[0][1] + x0)", "better = 0.5 * past[0][1] + x0", "a lost bracket in UniC-1"),
+            ("_through([(now, x0), *past], past", "_through([*past], past", "a corrector without the new x0_hat"),
+            ("x = transfer(left, better", "x = transfer(x, better", "corrected from where it had come to"),
+            ("*past][:solver_order]", "*past][:2]", "UniPC of order 2 whatever is asked"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [
+            f"{MULTISTEP}::test_from_an_empty_start_to_clean_data[cosine-{name}]"
+            for name in ("dpmpp_2m", "dpm_solver_3m")
+        ],
+        [
+            ("len(past) < 2 or then.sigma == 0", "len(past) < 2 or now.sigma == 0", "a line followed to lambda = inf"),
+            (
+                "now.alpha == 0 or then.sigma == 0  #",
+                "now.alpha == 0 or now.sigma == 0  #",
+                "a parabola followed to inf",
+            ),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{MULTISTEP}::test_between_is_at_its_shares_of_lambda_and_nowhere_at_the_ends"],
+        [
+            (
+                "math.inf if self.alpha > 0 else -math.inf",
+                "math.inf if self.alpha >= 0 else -math.inf",
+                "+inf at the start",
+            ),
+            ("x.new_full((), time)", "x.new_full((), alpha)", "a node asked for at another time"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{PAPERS}[edm-s_churn-0]", f"{PAPERS}[edm-s_churn-s_tmin-s_tmax-s_noise-0]"],
+        [
+            ("math.log1p(gamma)", "gamma", "gamma for log(1 + gamma)"),
+            ("half_log_snr - math.log1p", "half_log_snr + math.log1p", "churn that lowers the level"),
+            ("s_churn / (len(grid) - 1)", "s_churn / len(grid)", "nodes for steps in EDM's gamma"),
+            ("math.sqrt(2) - 1)", "math.sqrt(2))", "EDM's gamma with another limit"),
+            ("up.alpha / now.alpha * x", "up.alpha * x", "x shrunk from alpha = 1 on the way up"),
+            ("s_noise * added_noise(up, now)", "s_noise * added_noise(up, now) ** 2", "churn by a variance"),
+            ("s_noise * added_noise", "s_noise**2 * added_noise", "s_noise squared"),
+            ("now.sigma / now.alpha <= s_tmax", "now.sigma <= s_tmax", "s_tmax in units of sigma"),
+            ("            now = up\n", "            pass\n", "the network asked at the level left"),
+        ],
+    ),
+    (
+        "samplers.py",
+        [f"{PAPERS}[dpmpp_2m_sde-plain-0]"],
+        [
+            (
+                "_half_way(past, then), now, then, fresh_noise(now, then, eta), noise",
+                "_half_way(past, then), now, then, fresh_noise(now, then, 0), noise",
+                "a 2M SDE solver without noise",
+            ),
+        ],
+    ),
+    (
+        "samplers.py",
         [f"{SAMPLERS}::test_bad_grids"],
         [("(ts[1:] < ts[:-1])", "(ts[1:] <= ts[:-1])", "a grid that stands still")],
     ),
@@ -466,7 +580,7 @@ GROUPS = [
         "losses.py",
         [f"{HERE}::test_the_loss_is_the_mean_squared_error_of_each_kind"],
         [
-            ("denoiser.kind, x0, noise", "denoiser.kind, x, noise", "a target made from the noisy sample"),
+            ("denoiser.target(x0, noise", "denoiser.target(x, noise", "a target made from the noisy sample"),
             ("output(x, t, cond)", "output(x0, t, cond)", "a network shown the clean sample"),
             (".square().mean()", ".square().sum()", "a sum for a mean"),
             (".square().mean()", ".abs().mean()", "an absolute error for a squared one"),
@@ -624,9 +738,9 @@ GROUPS = [
         [("(self.time_scale * t,", "(t,", "a time that is not scaled up (MLP)")],
     ),
     (
-        "nets/unet.py",
+        "nets/embedding.py",
         [f"{HERE}::test_time_scale_multiplies_the_time"],
-        [("(self.time_scale * t,", "(t,", "a time that is not scaled up (U-Net)")],
+        [("(self.time_scale * t,", "(t,", "a time that is not scaled up (U-Net, transformer)")],
     ),
     (
         "nets/unet.py",
@@ -644,6 +758,71 @@ GROUPS = [
             ("return x + self.out", "return self.out", "attention without its skip"),
             ("attention(q, k, v)", "attention(k, q, v)", "queries and keys exchanged"),
             ("channels // 32)", "channels // 64)", "half as many heads"),
+        ],
+    ),
+    (
+        "nets/unet.py",
+        ["test_nets.py::test_attention_follows_every_block_of_the_levels_asked_for"],
+        [
+            (
+                "return self.attention(super().forward(x, emb))",
+                "return super().forward(x, emb)",
+                "attention at a level that is there and not used",
+            ),
+        ],
+    ),
+    (
+        "nets/dit.py",
+        ["test_nets.py::test_the_transformer_against_its_definition[2-4-3]"],
+        [
+            ("shift, scale, gate, shift_mlp", "scale, shift, gate, shift_mlp", "shift and scale exchanged"),
+            ("gate * self.attend(", "(1 + gate) * self.attend(", "a gate that starts open"),
+            ("return x + gate_mlp *", "return gate_mlp *", "a block without its residual"),
+            ("(1 + scale_mlp)", "scale_mlp", "a scale that starts at 0 in a block's second half"),
+            ('GELU("tanh")', 'GELU("none")', "the exact GELU for the paper's"),
+            ("attention(q, k, v).transpose", "attention(k, q, v).transpose", "queries and keys exchanged"),
+            ("permute(2, 0, 3, 1, 4)", "permute(2, 0, 1, 3, 4)", "heads that attend to each other, not tokens"),
+            ("timestep_embedding(columns,", "timestep_embedding(rows,", "rows told twice, and no columns"),
+            ("self.norm(tokens) * (1 + scale)", "self.norm(tokens) * scale", "a last scale that starts at 0"),
+            (".mT + self.places", ".mT", "tokens without positions"),
+        ],
+    ),
+    (
+        "nets/dit.py",
+        ["test_nets.py::test_the_transformer_starts_as_the_identity_and_its_gates_learn_first"],
+        [("for block in self.blocks), self.adaln", "for block in self.blocks[1:]), self.adaln", "a gate left open")],
+    ),
+    (
+        "nets/count.py",
+        ["test_nets.py::test_the_unet_s_count_from_the_shapes_of_its_layers"],
+        [("counter.get_total_flops()", "counter.get_total_flops() // 2", "a multiplication and addition as one")],
+    ),
+    (
+        "_empirical.py",
+        ["test_empirical.py::test_points_are_a_mixture_without_spread[0.6-0.8]"],
+        [
+            ("alpha / sigma**2 * (products", "alpha / sigma * (products", "a lost square under the logits"),
+            ("- alpha / 2 * self._squares", "- self._squares / 2", "|x_i|² without alpha in the logits"),
+            ("- alpha / 2 * self._squares", "- alpha * self._squares", "no half on |x_i|² in the logits"),
+            ("moved = rows - alpha * self._centre", "moved = rows - self._centre", "a middle that does not shrink"),
+            ("pulls = (alpha * self._mean", "pulls = (self._mean", "a score without alpha"),
+            ("1)) - rows) / sigma**2", "1)) - rows) / sigma", "a lost square under the score"),
+            ("(logits, 1) - math.log(n)", "(logits, 1) + math.log(n)", "the sign of the points' weight in the density"),
+            ("normal = d / 2 *", "normal = d *", "a lost half in the density's normalisation"),
+        ],
+    ),
+    (
+        "_empirical.py",
+        [
+            "test_empirical.py::test_windows_against_brute_force[0.8-0.6-3-True]",
+            "test_empirical.py::test_windows_against_brute_force[0.8-0.6-3-False]",
+        ],
+        [
+            ("pull = (alpha / sigma**2)", "pull = (alpha / sigma)", "a lost square under the windows' logits"),
+            ("(-alpha[:, None, None] / 2 * pull)", "(-alpha[:, None, None] * pull)", "no half on a window's square"),
+            ("(x.double() - alpha", "(x.double() + alpha", "windows moved away from the middle"),
+            ("else (*key, row, column)", "else (*key, row)", "positions of a row that always compete"),
+            ("max(0, reach - (length - 1 - place))", "max(0, reach - (length - place))", "a border one pixel late"),
         ],
     ),
     (
@@ -888,10 +1067,92 @@ GROUPS = [
     ),
     (
         "denoisers.py",
+        ["test_denoisers.py::test_preconditioning_is_that_of_an_independent_library[linear-0.5]"],
+        [
+            ("(sigma, alpha * spread)  #", "(sigma, spread)  #", "x taken for x / alpha in its own deviation"),
+            ("return alpha * spread**2 / total**2", "return spread**2 / total**2", "c_skip for x / alpha"),
+            ("return alpha * spread**2 / total**2", "return alpha * spread / total**2", "a lost square in c_skip"),
+            ("sigma * spread / total, 1 / total", "sigma / total, 1 / total", "c_out without sigma_data"),
+            ("half_log_snr(t) / 4", "half_log_snr(t) / 2", "c_noise from the wrong root of the noise level"),
+            (", -self.schedule.half_log_snr", ", self.schedule.half_log_snr", "c_noise falling with the noise"),
+            ("(c_in, x) * x, c_noise", "(c_in, x) + x, c_noise", "an input shifted for scaled"),
+            ("c_skip * x + c_out * output", "c_skip * x - c_out * output", "the output's sign"),
+        ],
+    ),
+    (
+        "denoisers.py",
+        ["test_denoisers.py::test_the_network_s_input_and_target_have_unit_variance[cosine-0.5]"],
+        [
+            ("c_in / spread, -alpha", "c_in, -alpha", "a target whose data part is not over sigma_data"),
+            ("-alpha * spread * c_in", "alpha * spread * c_in", "the sign of the noise in a target"),
+            ("-alpha * spread * c_in", "-spread * c_in", "no alpha on the noise in a target"),
+        ],
+    ),
+    (
+        "denoisers.py",
+        ["test_guidance.py::test_guidance_follows_the_gradient_of_the_tilted_log_density[3.0]"],
+        [
+            ("(unconditional, conditional, self", "(conditional, unconditional, self", "guidance away from the class"),
+            ("found[:batch], found[batch:]", "found[batch:], found[batch:]", "the conditional half thrown away"),
+            ("return self.guidance_scale\n", "return self.guidance_scale + 1\n", "the other convention of the scale"),
+        ],
+    ),
+    (
+        "denoisers.py",
+        ["test_guidance.py::test_interval", "test_guidance.py::test_one_call_of_twice_the_batch"],
+        [
+            ("(low <= t) & (t <= high)", "(low <= t) | (t <= high)", "an interval that is the whole line"),
+            ("(low <= t) & (t <= high)", "(low < t) & (t < high)", "an interval without its ends"),
+            ("self.guidance_scale), 1.0)", "self.guidance_scale), 0.0)", "unconditional outside the interval"),
+        ],
+    ),
+    (
+        "denoisers.py",
+        ["test_guidance.py::test_rescale_is_that_of_an_independent_library"],
+        [
+            ("wanted / found, 1.0)", "found / wanted, 1.0)", "a rescaling that spreads further"),
+            ("self.rescale * (ratio - 1)", "(1 - self.rescale) * (ratio - 1)", "the share of rescaling turned round"),
+            ("flatten(1).std(1), x)", "flatten(1).var(1), x)", "variances for deviations in rescaling"),
+        ],
+    ),
+    (
+        "denoisers.py",
+        ["test_guidance.py::test_the_exact_classifier_makes_the_conditional_denoiser[linear]"],
+        [
+            ("* sigma**2 / alpha)", "* sigma**2)", "a classifier's gradient without 1/alpha"),
+            ("* sigma**2 / alpha)", "* sigma / alpha)", "a lost square on a classifier's gradient"),
+            ("F.log_softmax(logits.to(x.dtype), 1)", "F.log_softmax(logits.to(x.dtype), 0)", "normalised over the batch"),
+            ("(x, t) + check.like(factor, x)", "(x, t) - check.like(factor, x)", "away from the class"),
+        ],
+    ),
+    (
+        "denoisers.py",
+        ["test_guidance.py::test_where_nothing_of_the_data_is_left_the_classifier_is_silent"],
+        [("(alpha == 0, 0.0, self", "(alpha < 0, 0.0, self", "a division by alpha = 0")],
+    ),
+    (
+        "denoisers.py",
+        ["test_guidance.py::test_autoguidance_on_gaussians"],
+        [("(self.weak(x, t, *cond), self.strong", "(self.strong(x, t, *cond), self.weak", "guided by the stronger")],
+    ),
+    (
+        "denoisers.py",
+        [
+            "test_guidance.py::test_dynamic_thresholding_is_that_of_an_independent_library",
+            "test_guidance.py::test_the_floor_is_the_bound_of_the_data",
+        ],
+        [
+            ("self.floor / reach.clamp", "1.0 / reach.clamp", "thresholding to 1 whatever the data's bound"),
+            ("reach.clamp(min=self.floor)", "reach.clamp(max=self.floor)", "thresholding that stretches"),
+            ("flatten(1).abs().float()", "flatten(1).float()", "a quantile of signed values"),
+        ],
+    ),
+    (
+        "denoisers.py",
         ["test_denoisers.py::test_reschedule_is_the_exact_denoiser_of_the_other_schedule[ve]"],
         [
             ("like(there / here, x) * x", "like(here / there, x) * x", "x rescaled the wrong way"),
-            ("x) * x, s.to(x))", "x) * x, t.to(x))", "the source asked at the target's time"),
+            ("x) * x, s.to(x), *cond)", "x) * x, t.to(x), *cond)", "the source asked at the target's time"),
         ],
     ),
     (

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import refuses
 
 from companion import bench, data, zoo
 from companion.bench import __main__ as command
-from companion.bench import likelihood, weighting
+from companion.bench import guidance, likelihood, overhead, weighting
 from companion.losses import elbo_weight
 
 COMBINATIONS = set(itertools.product(("cosine", "linear"), ("simple", "elbo"), ("eps", "v")))
@@ -105,9 +106,59 @@ def test_the_chain_s_own_noise_has_the_density_that_is_counted():
     assert (surprise - want).abs().max() < 0.1 and want.abs().min() > 1000
 
 
+def whole_guidance(result, seeds):
+    """What every result of ``guidance`` must hold."""
+    assert result["name"] == "guidance"
+    for key in "question command protocol quantities real rows mends date hardware versions seconds".split():
+        assert result[key] not in (None, "", {}, []), key
+    for row in (*result["rows"], *result["mends"]):
+        for key in result["quantities"]:
+            assert len(row[key]) == seeds and all(map(math.isfinite, row[key]))
+        for key in set(result["quantities"]) - {"frechet"}:
+            assert all(0 <= value <= 1 for value in row[key])
+        assert all(far <= all_of_them for far, all_of_them in zip(row["far_outside"], row["outside"], strict=True))
+    for key in ("accuracy", "precision", "recall", "frechet"):
+        assert len(result["real"][key]) == seeds
+    return [row["scale"] for row in result["rows"]], {row["name"]: row for row in result["mends"]}
+
+
+def test_the_stored_guidance_is_whole():
+    result = bench.load("guidance")
+    scales, mends = whole_guidance(result, 3)
+    assert scales == list(guidance.SCALES) and set(mends) == set(guidance.MENDS)
+    assert len(guidance.table(result).splitlines()) == len(result["rows"]) + len(result["mends"]) + 2
+    mean = {row["scale"]: sum(row["accuracy"]) / 3 for row in result["rows"]}
+    assert mean[0.0] < 0.2 and 0.6 < mean[1.0] < mean[2.0]  # unconditional: one in ten
+    assert all(value > 0.98 for value in result["real"]["accuracy"])
+    assert max(mends["clipped"]["outside"]) == max(mends["thresholded"]["outside"]) == 0
+
+
+@pytest.mark.skipif("COMPANION_DATA" not in os.environ, reason="COMPANION_DATA names no folder with mnist/")
+def test_a_small_run_of_guidance(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(guidance, "BATCH", 10)
+    monkeypatch.setattr(guidance, "KNOWN", 200)
+    small = "--seeds 2 --samples 20 --steps 2 --scales 1 4 --mended 4 --classifier --out".split()
+    assert command.main(["guidance", *small, str(tmp_path)]) == 0
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    result = bench.load("guidance")
+    scales, mends = whole_guidance(result, 2)
+    assert scales == [1.0, 4.0] and set(mends) == set(guidance.MENDS)
+    assert result["command"].endswith("--seeds 2 --samples 20 --steps 2 --scales 1 4 --mended 4 --classifier")
+    assert capsys.readouterr().out.endswith(guidance.table(result) + "\n")
+    assert max(mends["clipped"]["outside"]) == 0 < max(mends["clipped inside guidance"]["outside"])
+    with pytest.raises(SystemExit):
+        guidance.main(["--samples", "15"])
+
+
+def test_what_counts_as_outside():
+    x = torch.tensor([[-1.2, -1.05, -1.0, 0.0], [0.3, 1.0, 1.01, 5.0]])
+    assert guidance.beyond(x, 0.0).item() == 0.5 and guidance.beyond(x, guidance.FAR).item() == 0.25
+
+
 def test_the_command_names_what_there_is(capsys):
     assert command.main([]) == 2 and command.main(["nothing"]) == 2 and command.main(["--help"]) == 0
-    assert capsys.readouterr().err.count("measurements: likelihood, weighting\n") == 3
+    listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("measurements: ")]
+    assert len(listed) == 3 and set(bench.names()) <= set(listed[0].removeprefix("measurements: ").split(", "))
 
 
 def expected(schedule, kind, t):
@@ -158,3 +209,39 @@ def test_equal_numbers_are_compared():
     assert weighting.distance(images[:20]) > weighting.distance(images[:297]) > 0.01
     found = weighting.reference()["297 test scans"]
     assert found["ddim_parts"] == pytest.approx(weighting.distance(data.digits("test")[0]), abs=1e-5)
+
+
+def whole_overhead(result):
+    """What every result of ``overhead`` must hold."""
+    assert result["name"] == "overhead" and {"diffusers", "torch"} <= set(result["versions"])
+    for key in "question command protocol quantities rows date hardware versions".split():
+        assert result[key] not in (None, "", {}, []), key
+    assert [row["sampler"] for row in result["rows"]] == list(overhead.SAMPLERS)
+    for row in result["rows"]:
+        assert set(row) == {"sampler", *result["quantities"]}
+        assert row["ratio"] == pytest.approx(row["ours_us"] / row["diffusers_us"], abs=1e-3)
+        for who in ("ours", "diffusers"):
+            low, high = row[f"{who}_quartiles_us"]
+            assert 0 < low <= row[f"{who}_us"] <= high
+
+
+def test_the_stored_overhead_is_whole():
+    result = bench.load("overhead")
+    whole_overhead(result)
+    assert all(row["ratio"] < 0.5 for row in result["rows"])
+
+
+def test_a_small_run_of_the_overhead(tmp_path, capsys, monkeypatch):
+    threads = torch.get_num_threads()
+    assert command.main(["overhead", "--steps", "10", "--repetitions", "15", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    result = bench.load("overhead")
+    whole_overhead(result)
+    assert all(row["ratio"] < 0.7 for row in result["rows"]), "less than half of diffusers', and a busy machine"
+    assert capsys.readouterr().out.endswith(overhead.table(result) + "\n") and torch.get_num_threads() == threads
+
+
+def test_overhead_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(overhead.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="diffusers, which is not installed"):
+        overhead.main([])

@@ -10,6 +10,7 @@ import torch
 
 from companion import exercises, samplers, schedules
 from companion.exercises import check
+from companion.toy import EmpiricalDistribution
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PATTERN = re.compile(r"\*\*Exercise (\d+\.\d+)\*\*.*?<details><summary>Solution</summary>.*?```python\n(.*?)```", re.S)
@@ -83,6 +84,26 @@ def staircase(size, k, ratio, levels, power=2, first=""):
         v = ratio**2 * v if level or first else v
         v = (1 - size) ** (power * k) * (v - rest) + rest
     return v
+
+
+def with_toll(everyone, of_class, schedule, x, ts, gamma, factor):
+    """The walk of exercise 8.6 with a given factor of the toll."""
+    toll = torch.zeros(len(x), dtype=x.dtype)
+    snr = schedule.log_snr(ts).exp()
+
+    def guess(x, t):
+        without, with_class = everyone(x, t), of_class(x, t)
+        k = int((ts - t).abs().argmin())
+        nonlocal toll
+        toll = toll + factor * (with_class - without).square().sum(1) * (snr[k + 1] - snr[k])
+        return without + gamma * (with_class - without)
+
+    return samplers.sample(guess, schedule, x, ts), toll
+
+
+def equal_shares(lam, density, steps):
+    share = torch.cumulative_trapezoid(density, lam)
+    return lam[torch.searchsorted(share, torch.linspace(0, 1, steps + 1).double() * share[-1]).clamp(max=len(lam) - 1)]
 
 
 WRONG = {
@@ -164,6 +185,61 @@ WRONG = {
         lambda e, tau, a, s, b, z: 0.5 * e * (torch.log(b**2 * tau**2 + z**2) - 2 * torch.log(b / a)),
     ],
     "6.6": [
+        lambda denoise, schedule, x, ts: samplers.sample(denoise, schedule, x, ts),
+        lambda denoise, schedule, x, ts: samplers.sample(
+            denoise, schedule, x, ts, sampler=samplers.euler_maruyama, kappa=0.0
+        ),
+    ],
+    "7.1": [13, 15],
+    "7.2": [lambda ell, P: -ell / torch.special.ndtri(P), lambda ell, P: -2 * torch.special.ndtri(P) / ell],
+    "7.3": [
+        lambda c, b, w, n: 2 * (c * b**2 + 1) * w + 2 * (w**2 + w) + n * (18 * w**2 + 15 * w) + 2 * w**2 + 2 * w,
+        lambda c, b, w, n: 2 * c * b**2 * w + 4 * w**2 + 18 * n * w**2,
+    ],
+    "7.4": [
+        lambda G1, V1, G2, V2: V1 * V2 / (V1 + V2) * (G1 - G2) ** 2,
+        lambda G1, V1, G2, V2: (V1 + V2) / 8 * (G1 - G2) ** 2,
+    ],
+    "7.5": [
+        lambda a, s, tau: (a * tau**2 / (a**2 * tau**2 + s**2), s * tau / (a**2 * tau**2 + s**2) ** 0.5),
+        lambda a, s, tau: (s / (a**2 + s**2), a / (a**2 + s**2) ** 0.5),
+    ],
+    "7.6": [
+        lambda images, x, a, s: EmpiricalDistribution(images).denoise(x, a, s),
+        lambda images, x, a, s: sum(
+            EmpiricalDistribution(part).denoise(x, a, s) / 2 for part in (images, images.flip(-1))
+        ),
+    ],
+    "8.1": [lambda w: (w, 1 - w), lambda w: (1 + w, w)],
+    "8.2": [lambda e, g, y, a, s: e - y * s**2 * g, lambda e, g, y, a, s: e + y * s * g],
+    "8.3": [
+        lambda m, t, n, u, y: ((1 - y) * m + y * n, 1 / ((1 - y) / t**2 + y / u**2)),
+        lambda m, t, n, u, y: (
+            ((1 - y) * m / t**2 + y * n / u**2) / ((1 - y) / t**2 + y / u**2),
+            (t ** (1 - y) * u**y) ** 2,
+        ),
+    ],
+    "8.4": [lambda t, u: t**2 / (u**2 - t**2), lambda t, u: u / (u - t)],
+    "8.5": [
+        lambda t, y: 1 - torch.log(t**2 + y * (1 - t**2)) / torch.log(t),
+        lambda t, y: -0.5 * torch.log(t**2 + y * (1 - t**2)) / torch.log(t),
+    ],
+    "8.6": [lambda *a: with_toll(*a, factor=0.5 * a[-1] ** 2), lambda *a: with_toll(*a, factor=a[-1] * (a[-1] - 1))],
+    "9.1": [0.6 * (1 - (0.36 / 0.64) ** 2) ** 0.5, 0.5 * 0.8 * (1 - (0.36 / 0.64) ** 2) ** 0.5],
+    "9.2": [
+        lambda r: torch.stack([1 + 1 / (2 * r), -1 / (2 * r), 0 * r]),
+        lambda r: torch.tensor([23.0, -16.0, 5.0], dtype=torch.float64) / 12,
+    ],
+    "9.3": [lambda kappa, h: kappa + 0 * h, lambda kappa, h: torch.expm1(-2 * kappa**2 * h) / torch.expm1(-2 * h)],
+    "9.4": [
+        lambda lam, w, k, steps: equal_shares(lam, w**0.5, steps),
+        lambda lam, w, k, steps: equal_shares(lam, w ** (1 / k), steps),
+    ],
+    "9.5": [
+        lambda h: h**2 / -torch.expm1(-h) - 2 * (h / -torch.expm1(-h) - 1),
+        lambda h: h**2 * (1 / 3 + h / 12),
+    ],
+    "9.6": [
         lambda denoise, schedule, x, ts: samplers.sample(denoise, schedule, x, ts),
         lambda denoise, schedule, x, ts: samplers.sample(
             denoise, schedule, x, ts, sampler=samplers.euler_maruyama, kappa=0.0

@@ -31,6 +31,7 @@ from companion import (
 )
 from companion import samplers as A
 from companion import schedules as S
+from companion.nets import count
 
 SCHEDULE, TABLE = S.CosineVP(), S.DiscreteVP.linear(10)
 X, T, GRID = torch.zeros(3, 2), torch.tensor(0.5), torch.tensor([0.9, 0.5, 0.1])
@@ -51,6 +52,8 @@ TABLE_OF_ERRORS = {
         ValueError,
         "weights must be",
     ),
+    "toy.EmpiricalDistribution": (lambda: toy.EmpiricalDistribution(X / 0), ValueError, "points must be finite"),
+    "toy.LocalEmpirical": (lambda: toy.LocalEmpirical(torch.zeros(1, 1, 4, 4), 2), ValueError, "patch must be odd"),
     "toy.swiss_roll": (lambda: toy.swiss_roll(0), ValueError, "n must be"),
     "schedules.Schedule": (lambda: S.Schedule().alpha(T), TypeError, "must define alpha"),
     "schedules.LinearVP": (lambda: S.LinearVP(0.0), ValueError, "beta_min"),
@@ -81,6 +84,15 @@ TABLE_OF_ERRORS = {
     "forward.q_posterior": (lambda: forward.q_posterior(X, X, T, T, SCHEDULE), ValueError, "s must be below t"),
     "forward.sde_coefficients": (lambda: forward.sde_coefficients(0.5, SCHEDULE), TypeError, "t must be"),
     "denoisers.Denoiser": (lambda: denoisers.Denoiser(None, SCHEDULE, "epsilon"), ValueError, "kind"),
+    "denoisers.EDMPrecond": (lambda: denoisers.EDMPrecond(MODEL.net, SCHEDULE)(X, T + 0.5), ValueError, "t must be a"),
+    "denoisers.Guided": (lambda: denoisers.Guided(DENOISE, torch.zeros(3), 2.0), TypeError, "null must be given"),
+    "denoisers.ClassifierGuided": (
+        lambda: denoisers.ClassifierGuided(lambda x, t: x, lambda x, t: x, 0),
+        TypeError,
+        "schedule must be given",
+    ),
+    "denoisers.AutoGuided": (lambda: denoisers.AutoGuided(DENOISE, DENOISE, NAN), ValueError, "guidance_scale"),
+    "denoisers.Thresholded": (lambda: denoisers.Thresholded(DENOISE, 99.5), ValueError, "quantile"),
     "denoisers.reschedule": (
         lambda: denoisers.reschedule(DENOISE, S.LinearVP(), S.RectifiedFlow())(X, torch.tensor(1.0)),
         ValueError,
@@ -127,6 +139,16 @@ TABLE_OF_ERRORS = {
     "samplers.ddim": (walk(A.ddim), ValueError, "ts must decrease"),
     "samplers.ancestral": (walk(A.ancestral, GRID, variance="small"), ValueError, "variance"),
     "samplers.euler": (walk(A.euler), ValueError, "ts must decrease"),
+    "samplers.heun": (walk(A.heun), ValueError, "ts must decrease"),
+    "samplers.dpm_solver_2s": (walk(A.dpm_solver_2s), ValueError, "ts must decrease"),
+    "samplers.dpm_solver_3s": (walk(A.dpm_solver_3s), ValueError, "ts must decrease"),
+    "samplers.plms": (walk(A.plms), ValueError, "ts must decrease"),
+    "samplers.dpmpp_2m": (walk(A.dpmpp_2m), ValueError, "ts must decrease"),
+    "samplers.dpm_solver_3m": (walk(A.dpm_solver_3m), ValueError, "ts must decrease"),
+    "samplers.unipc": (walk(A.unipc, GRID, solver_order=4), ValueError, "solver_order must be one of"),
+    "samplers.dpmpp_2m_sde": (walk(A.dpmpp_2m_sde, GRID, eta=-0.5), ValueError, "eta must lie"),
+    "samplers.edm": (walk(A.edm, GRID, s_churn=-1.0), ValueError, "s_churn must be"),
+    "samplers.nodes_at": (lambda: A.nodes_at(SCHEDULE, [99.0, NAN], X), ValueError, "half_log_snr must lie"),
     "samplers.euler_maruyama": (walk(A.euler_maruyama, GRID, kappa=-1.0), ValueError, "kappa"),
     "samplers.annealed_langevin": (walk(A.annealed_langevin, GRID, steps=0), ValueError, "steps"),
     "samplers.predictor_corrector": (walk(A.predictor_corrector, GRID, size=0.0), ValueError, "size"),
@@ -157,8 +179,11 @@ TABLE_OF_ERRORS = {
     "times.antithetic": (lambda: times.antithetic(SCHEDULE, 0), ValueError, "n must be"),
     "times.Importance": (lambda: times.Importance(SCHEDULE, uniform_share=0.0), ValueError, "uniform_share"),
     "nets.MLP": (lambda: nets.MLP(0), ValueError, "dim"),
+    "nets.DiT": (lambda: nets.DiT(patch=5), ValueError, "patch must be"),
     "nets.UNet": (lambda: nets.UNet(width=12), ValueError, "width"),
     "nets.timestep_embedding": (lambda: nets.timestep_embedding(torch.ones(3), 7), ValueError, "dim"),
+    "nets.count.flops": (lambda: count.flops(nets.UNet(1, 8), X, T), ValueError, "x must have shape"),
+    "nets.count.parameters": (lambda: count.parameters(DENOISE), TypeError, "net must be"),
     "training.EMA": (lambda: training.EMA(MODEL, 1.0), ValueError, "decay"),
     "training.sample_grid": (
         lambda: training.sample_grid(MODEL, "x.png", shape=(3, 2, 8, 8), ts=GRID),
@@ -214,13 +239,13 @@ EXEMPT = {
     "likelihood": {"Likelihood"},
     "losses": {"Bound", "StepWeights"},
     "metrics": {"PrecisionRecall"},
-    "samplers": {"State", "Node", "fresh_noise", "transfer"},
+    "samplers": {"State", "Node", "between", "fresh_noise", "added_noise", "transfer", "exponential_weights"},
     "times": {"Times"},
     "training": {"Progress", "distributed", "rank"},
     "zoo": {"names"},
 }
 MODULES = "toy schedules predictions forward denoisers losses samplers nets times training data metrics zoo gpu".split()
-MODULES += ["bench", "verify", "exercises", "figures", "explore", "likelihood", "fokker_planck", "drag"]
+MODULES += ["bench", "verify", "exercises", "figures", "explore", "likelihood", "fokker_planck", "drag", "nets.count"]
 
 
 def public(name):

@@ -17,11 +17,12 @@ def modules(root=chapters.ROOT):
 
 
 def parts(name, file):
-    """Dotted names on a module's page: itself, and the files of a package that does not say what it offers."""
+    """Dotted names on a module's page: itself, and the files of a package from which it imports nothing."""
     yield f"companion.{name}"
-    if file.name == "__init__.py" and "__all__" not in file.read_text(encoding="utf-8"):
+    if file.name == "__init__.py":
+        text = file.read_text(encoding="utf-8")
         for inner in sorted(file.parent.glob("*.py")):
-            if not inner.name.startswith("_"):
+            if not inner.name.startswith("_") and f"from companion.{name}.{inner.stem} import" not in text:
                 yield f"companion.{name}.{inner.stem}"
 
 

@@ -5,7 +5,7 @@ All are of kind v on the cosine schedule, as the shipped ``digits`` is.
 
 import torch
 
-from companion import data, metrics
+from companion import data, gpu, metrics
 from companion.denoisers import Clipped, Denoiser
 from companion.losses import simple_loss
 from companion.samplers import sample, start
@@ -36,7 +36,7 @@ def described(steps, rate):
 
 def trained(net, images, labels, *, steps, rate, seed) -> Denoiser:
     """The averaged model after training; ``labels`` may be None."""
-    model = Denoiser(net, SCHEDULE, "v")
+    model = Denoiser(net, SCHEDULE, "v").to(gpu.device())
     ema = EMA(model, decay=DECAY)
     for _ in train(model, images, cond=labels, steps=steps, batch=BATCH, lr=rate, ema=ema, seed=seed, progress=False):
         pass
@@ -50,14 +50,15 @@ def questions(images, labels, draws=DRAWS):
     shuffled = torch.randperm(count, generator=generator)
     times = (shuffled + torch.rand(count, generator=generator, dtype=torch.float64)) / count
     noise = torch.randn(count, *images.shape[1:], generator=generator)
-    return images.repeat(draws, 1, 1, 1), times.float(), noise, None if labels is None else labels.repeat(draws)
+    asked = images.repeat(draws, 1, 1, 1), times.float(), noise, None if labels is None else labels.repeat(draws)
+    return tuple(None if part is None else part.to(gpu.device()) for part in asked)
 
 
 @torch.no_grad()
 def loss(model, asked) -> float:
     """The mean squared error of v at these questions."""
     x0, t, noise, labels = asked
-    parts = torch.arange(len(x0)).split(1024)
+    parts = torch.arange(len(x0), device=x0.device).split(1024)
     each = [
         simple_loss(model, x0[i], t[i], noise[i], None if labels is None else labels[i], per_sample=True) for i in parts
     ]
@@ -68,9 +69,10 @@ def samples(model, labels, count, seed, walk=WALK):
     """So many samples by DDIM; ``labels``, one for each or None."""
     torch.manual_seed(1000 + seed)
     ts = linspace(SCHEDULE, walk)
-    x = start(SCHEDULE, ts, (count, 1, 8, 8))
+    x = start(SCHEDULE, ts, (count, 1, 8, 8)).to(gpu.device())
+    labels = None if labels is None else labels.to(x.device)
     with torch.no_grad():
-        return sample(Clipped(lambda x, t: model(x, t, labels)), SCHEDULE, x, ts)
+        return sample(Clipped(lambda x, t: model(x, t, labels)), SCHEDULE, x, ts).cpu()
 
 
 def distance(images) -> float:

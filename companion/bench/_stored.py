@@ -8,12 +8,14 @@ import torch
 
 from companion import gpu
 
+CPU = torch.device("cpu")
 
-def provenance(seconds: float) -> dict:
-    """Date, machine, versions and duration."""
+
+def provenance(seconds: float, device=CPU) -> dict:
+    """Date, machine, versions and duration; ``device`` is where the run was."""
     return {
         "date": datetime.date.today().isoformat(),
-        "hardware": gpu.describe(torch.device("cpu")),
+        "hardware": gpu.describe(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
         "seconds": round(seconds),
     }

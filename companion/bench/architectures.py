@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from companion import bench, data, nets, zoo
+from companion import bench, data, gpu, nets, zoo
 from companion.bench import _digits
 from companion.bench._stored import provenance, write
 from companion.nets import count
@@ -25,7 +25,7 @@ MODELS = [
 ]
 CLASSES = {"U-Net": nets.UNet, "DiT": nets.DiT}
 COMMON = {"U-Net": {"multipliers": [1, 2]}, "DiT": {"size": 8, "patch": 2}}
-RATES = (0.001, 0.002, 0.004)
+RATES = (0.004, 0.008, 0.016, 0.032)
 ASIDE = 300  # training scans by which the rate is chosen
 
 QUANTITIES = {
@@ -41,7 +41,7 @@ def main(arguments):
     options = argparse.ArgumentParser(prog="companion.bench architectures", description=__doc__)
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--steps", type=int, default=500)
-    options.add_argument("--tune", type=int, default=200, help="steps for each rate that is tried")
+    options.add_argument("--tune", type=int, default=500, help="steps for each rate that is tried")
     options.add_argument("--out", type=zoo.Path, default=bench.FOLDER)
     given = options.parse_args(arguments)
 
@@ -118,7 +118,7 @@ def described(models, tried, given, seconds):
         "reference": _digits.reference(),
         "rates": tried,
         "models": models,
-        **provenance(seconds),
+        **provenance(seconds, gpu.device()),
     }
 
 

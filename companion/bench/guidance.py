@@ -179,7 +179,7 @@ def described(rows, mends, real, given, seconds):
         "real": real,
         "rows": rows,
         "mends": mends,
-        **provenance(seconds),
+        **provenance(seconds, gpu.device()),
     }
 
 

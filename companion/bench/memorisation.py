@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from companion import bench, data, zoo
+from companion import bench, data, gpu, zoo
 from companion.bench import _digits
 from companion.bench._stored import provenance, write
 from companion.forward import q_sample
@@ -95,7 +95,7 @@ def floor(points, asked) -> float:
     On a path that preserves the variance an error of x0 is one of v times sigma.
     """
     x0, t, noise, _ = (v if v is None else v.double() for v in asked)
-    exact, schedule = EmpiricalDistribution(points), _digits.SCHEDULE
+    exact, schedule = EmpiricalDistribution(points.to(x0.device)), _digits.SCHEDULE
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     error = exact.denoise(q_sample(x0, t, schedule, noise), alpha, sigma) - x0
     return (error / sigma[:, None, None, None]).square().mean().item()
@@ -131,7 +131,7 @@ def described(rows, given, seconds):
         "quantities": QUANTITIES,
         "real": real(given.images),
         "rows": rows,
-        **provenance(seconds),
+        **provenance(seconds, gpu.device()),
     }
 
 

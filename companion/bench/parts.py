@@ -8,13 +8,13 @@ import time
 import torch
 from torch import nn
 
-from companion import bench, data, zoo
+from companion import bench, data, gpu, zoo
 from companion.bench import _digits, architectures
 from companion.bench._stored import provenance, write
 from companion.nets import UNet, count
 from companion.nets.unet import Attention, ResBlock
 
-RATE = 0.002
+RATE = 0.004
 NET = {"channels": 1, "width": 24, "multipliers": [1, 2], "classes": 10}  # the U-Net M of ``architectures``
 
 MEANING = {
@@ -141,7 +141,7 @@ def described(rows, given, seconds):
         "quantities": architectures.QUANTITIES,
         "reference": _digits.reference(),
         "rows": rows,
-        **provenance(seconds),
+        **provenance(seconds, gpu.device()),
     }
 
 
