@@ -8,6 +8,7 @@ import html
 import json
 import math
 import platform
+import sys
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -103,7 +104,10 @@ def _ratio(label, lhs, rhs, tolerance):
 
 
 def _name(function):
-    return f"{function.__module__}.{function.__qualname__}"
+    """Where a reader finds it: a class may be public in another module than the one it is written in."""
+    name = function.__qualname__
+    owner = getattr(sys.modules.get(function.__module__), name.split(".")[0], function)
+    return f"{owner.__module__}.{name}"
 
 
 def _versions():

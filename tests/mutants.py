@@ -1121,7 +1121,7 @@ GROUPS = [
         [
             ("* sigma**2 / alpha)", "* sigma**2)", "a classifier's gradient without 1/alpha"),
             ("* sigma**2 / alpha)", "* sigma / alpha)", "a lost square on a classifier's gradient"),
-            ("F.log_softmax(logits.to(x.dtype), 1)", "F.log_softmax(logits.to(x.dtype), 0)", "normalised over the batch"),
+            ("F.log_softmax(logits.to(x.dtype), 1)", "F.log_softmax(logits.to(x.dtype), 0)", "over the batch"),
             ("(x, t) + check.like(factor, x)", "(x, t) - check.like(factor, x)", "away from the class"),
         ],
     ),
