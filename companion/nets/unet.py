@@ -99,7 +99,8 @@ class UNet(Conditioned):
             raise ValueError(f"attention must list levels from 0 to {len(multipliers) - 1}; got {list(attention)}")
         emb = 4 * width
         super().__init__(width, emb, classes, time_scale)
-        self.channels, self.patch, self.factor = channels, patch, patch * 2 ** (len(multipliers) - 1)
+        self.channels, self.width = channels, width
+        self.patch, self.factor = patch, patch * 2 ** (len(multipliers) - 1)
         self.register_buffer("octaves", math.pi * 2.0 ** torch.tensor(list(fourier)), persistent=False)
         self.stem = nn.Conv2d(channels * (1 + 2 * len(fourier)) * patch**2, width, 3, padding=1)
         self.dropout = nn.Dropout2d(dropout)
