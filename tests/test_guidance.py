@@ -319,7 +319,8 @@ def test_the_shipped_classifier_reads_noisy_digits_as_its_card_says():
         with torch.no_grad():
             logits = net(x.float(), t.float().expand(len(x)))
         right = (logits.argmax(1) == labels).double().mean().item()
-        assert right == pytest.approx(said[f"log-SNR {level}"]["class accuracy"], abs=tolerance)
+        expected = said[f"class accuracy at log-SNR {level} (t = {t.item():.3f})"]
+        assert right == pytest.approx(expected, abs=tolerance)
         assert logits.softmax(1).amax(1).double().mean().item() == pytest.approx(right, abs=tolerance)
 
 

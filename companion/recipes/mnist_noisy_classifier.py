@@ -101,9 +101,7 @@ def measure(net):
         x = q_sample(images, t, SCHEDULE, torch.randn(images.shape, generator=draw))
         parts = [net(part, t.float().expand(len(part))) for part in x.split(500)]
         logits = torch.cat(parts)
-        found["no noise" if level is None else f"log-SNR {level}"] = {
-            "time": round(t.item(), 4),
-            "class accuracy": round((logits.argmax(1) == labels).double().mean().item(), 4),
-            "cross-entropy in nats": round(F.cross_entropy(logits, labels).item(), 4),
-        }
-    return {f"{len(images):,} test images, noisy": found}
+        where = "without noise" if level is None else f"at log-SNR {level} (t = {t.item():.3f})"
+        found[f"class accuracy {where}"] = round((logits.argmax(1) == labels).double().mean().item(), 4)
+        found[f"cross-entropy in nats {where}"] = round(F.cross_entropy(logits, labels).item(), 4)
+    return {f"{len(images):,} test images": found}
