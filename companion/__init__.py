@@ -12,8 +12,8 @@ import torch
 __version__ = "0.1.0"
 
 _MODULES = (
-    "data denoisers drag exercises explore figures fokker_planck forward gpu likelihood losses metrics nets "
-    "predictions samplers schedules toy times training verify zoo"
+    "autoencoding couplings data denoisers drag exercises explore figures fokker_planck forward gpu latent likelihood "
+    "losses metrics nets predictions samplers scenes schedules toy times training verify zoo"
 ).split()
 
 

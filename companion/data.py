@@ -1,8 +1,9 @@
-"""Loaders: real pictures as tensors in [-1, 1].
+"""Loaders: pictures as tensors in [-1, 1].
 
-``digits`` comes with scikit-learn, and a hundred images of ``mnist`` with this package; neither needs a network. The
-rest of ``mnist`` is read from the four canonical files in a folder, or they are fetched once; whatever the way, their
-bytes are held against a sha256 before anything uses them.
+``scenes`` are drawn by the package, and ``companion.scenes`` says what is in them. The others are real: ``digits``
+comes with scikit-learn, and a hundred images of ``mnist`` with this package; neither needs a network. The rest of
+``mnist`` is read from the four canonical files in a folder, or they are fetched once; whatever the way, their bytes
+are held against a sha256 before anything uses them.
 """
 
 import gzip
@@ -24,8 +25,9 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from companion import _checks as check
+from companion.scenes import scenes
 
-__all__ = ["cache_folder", "digits", "mnist", "parse_idx"]
+__all__ = ["cache_folder", "digits", "mnist", "parse_idx", "scenes"]
 
 # Mirrors compress the same bytes differently, so the sums are those of the uncompressed files.
 MIRRORS = (

@@ -140,8 +140,9 @@ class Guided:
     eq. 6). As the two weights sum to one, guiding x0_hat is guiding eps, the score or v.
 
     ``denoise(x, t, cond)`` is called once, on a batch twice as large: every sample with its condition, then every one
-    with ``null``. ``cond`` has one condition per sample, (batch, …), or is one class for all; ``null`` is what stands
-    for no condition, broadcast to cond's shape (default: the class number ``denoise.net.classes``).
+    with ``null``. ``cond`` has one condition per sample, (batch, …), or is one class for all, or one text, (length,),
+    for a ``denoise.net`` that takes text; ``null`` is what stands for no condition, broadcast to cond's shape (default:
+    ``denoise.net.null``).
 
     ``interval`` = (t_low, t_high): outside these times, ends included in them, the scale is 1 (Kynkäänniemi et al.
     2024); both evaluations are still made. ``rescale`` = phi brings the standard deviation of each sample's guided
@@ -150,8 +151,8 @@ class Guided:
     end and mostly noise at the clean one, so that it acts less there than here.
 
     Raises ValueError for a scale that is not finite, an interval that is not increasing, or rescale outside [0, 1];
-    TypeError where no null is given and the denoiser has no classes; when called, ValueError unless cond has one
-    condition per sample, or, with rescale, for samples of one coordinate.
+    TypeError where no null is given and the denoiser has no net with classes or text; when called, ValueError unless
+    cond has one condition per sample, or, with rescale, for samples of one coordinate.
     """
 
     def __init__(self, denoise, cond, guidance_scale: float | int, *, null=None, interval=None, rescale=0.0):
@@ -161,23 +162,25 @@ class Guided:
             raise ValueError(f"rescale must lie in [0, 1]; got {rescale}")
         if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
             raise ValueError(f"interval must be two times, the lower first; got {interval!r}")
+        net = getattr(denoise, "net", None)
         if null is None:
-            null = getattr(getattr(denoise, "net", None), "classes", None)
+            null = getattr(net, "null", getattr(net, "classes", None))
             if null is None:
-                raise TypeError("null must be given, as denoise has no net with classes")
+                raise TypeError("null must be given, as denoise has no net with classes or text")
         self.denoise, self.guidance_scale, self.interval, self.rescale = denoise, guidance_scale, interval, rescale
         self.cond = torch.as_tensor(cond)
+        self.for_all = self.cond.ndim == (0 if getattr(net, "text", None) is None else 1)
         self.null = torch.as_tensor(null, dtype=self.cond.dtype, device=self.cond.device)
 
     def both(self, x: Float[Tensor, "batch *data"], t) -> tuple[Tensor, Tensor]:
         """x0_hat with the condition and without, from one call."""
         check.time(t, x)
         batch = x.shape[0]
-        if self.cond.ndim and self.cond.shape[0] != batch:
+        if not self.for_all and self.cond.shape[:1] != (batch,):
             raise ValueError(f"cond must have one condition per sample, {batch}; got shape {tuple(self.cond.shape)}")
         if self.cond.device != x.device:  # on the first call alone: a captured graph may not copy from the host
             self.cond, self.null = self.cond.to(x.device), self.null.to(x.device)
-        cond = self.cond if self.cond.ndim else self.cond.expand(batch)
+        cond = self.cond.expand(batch, *self.cond.shape) if self.for_all else self.cond
         times = t if t.ndim == 0 else torch.cat([t, t])
         found = self.denoise(torch.cat([x, x]), times, torch.cat([cond, self.null.expand_as(cond)]))
         return found[:batch], found[batch:]

@@ -95,6 +95,17 @@ def choice(values, *, value=None, label=None, format="{}") -> Control:
     return _choice(values, value, label, format, "choice", "choice")
 
 
+def typed(values, *, value=None, label=None) -> Control:
+    """A text that a reader with a kernel types, or picks from ``values``; on the page a choice among these.
+
+    ``figure_fn`` gets the text, and may raise ValueError to say what is wrong with it: the message takes the figure's
+    place. Raises as ``choice`` does, and TypeError where a value is no str.
+    """
+    if not isinstance(values, str) and not all(isinstance(text, str) for text in values):
+        raise TypeError("typed: values must all be str")
+    return _choice(values, value, label, "{}", "typed", "typed")
+
+
 def _choice(values, value, label, format, kind: str, caller: str) -> Control:
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise TypeError(f"{caller}: values must be a list or a range; got {type(values).__name__}")
@@ -273,9 +284,11 @@ class Explorer:
                 view.value, self.error = self._live_html(values), None
             except Exception as error:
                 self.error = error
-                view.value = _live_error(error)
-                raise
+                view.value = _live_error(error, said)
+                if not said or not isinstance(error, ValueError):
+                    raise
 
+        said = any(control.kind == "typed" for control in self.sliders.values())  # what a reader typed may be wrong
         for control in controls.values():
             control.observe(update, names="value")
         update()
@@ -395,7 +408,7 @@ def _row(name: str, control: Control) -> str:
     label, texts = html.escape(control.label), [control.text(value) for value in control.grid]
     common = f'id="{name}" data-lm-suppress-shortcuts="true" autocomplete="off" disabled'
     head = f'<div><label for="{name}">{label}</label>'
-    if control.kind == "choice":
+    if control.kind in ("choice", "typed"):
         options = "".join(
             f'<option value="{i}"{" selected" if i == control.start else ""}>{html.escape(text)}</option>'
             for i, text in enumerate(texts)
@@ -422,14 +435,18 @@ def _live_control(control: Control):
         spec = control.format.partition("{:")[2].partition("}")[0] or ("d" if control.kind == "int" else ".2f")
         ends = {"min": control.grid[0], "max": control.grid[-1], "step": control.step}
         return make(control.value, readout_format=spec, **ends, **common)
+    if control.kind == "typed":
+        free = {"options": list(control.grid), "ensure_option": False, "continuous_update": False}
+        return ipywidgets.Combobox(value=control.value, **free, **common)
     options = [(control.text(value), value) for value in control.grid]
     make = ipywidgets.Dropdown if control.kind == "choice" else ipywidgets.SelectionSlider
     return make(options=options, value=control.value, **common)
 
 
-def _live_error(error: Exception) -> str:
-    """The traceback, in the figure's place."""
+def _live_error(error: Exception, said: bool = False) -> str:
+    """The traceback, in the figure's place; of a ValueError about what was said, the message alone."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    trace = str(error) if said and isinstance(error, ValueError) else trace
     return f'<pre class="companion-error" role="alert" style="white-space:pre-wrap">{html.escape(trace)}</pre>'
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from companion import explore as ex
-from companion.explore import build, choice, explore, slider
+from companion.explore import build, choice, explore, slider, typed
 from companion.figures import figure
 
 ROOT = Path(__file__).parent.parent
@@ -502,7 +502,7 @@ def run_cells(folder, env, *cells):
 DRAW = """
 import ipywidgets
 from companion import figures
-from companion.explore import build, choice, explore, slider
+from companion.explore import build, choice, explore, slider, typed
 
 def draw(w, n, kind, size):
     if w == 4.75:
@@ -569,6 +569,29 @@ def test_without_ipywidgets_the_static_page_is_left(tmp_path):
     cells = [hide, DRAW.replace("import ipywidgets\n", ""), "explore(draw, **words, **sliders)"]
     (output,) = run_cells(tmp_path, env, *cells).cells[2].outputs
     assert set(output.data) == {"text/html", "text/plain"}
+
+
+def test_a_reader_may_type():
+    """Live any text reaches the figure, and what is wrong with it is said in a sentence; on the page it is a choice."""
+
+    def draw(words, n):
+        if "pink" in words:
+            raise ValueError("no such colour")
+        if "wire" in words:
+            raise KeyError("broken")
+        return f"<p>{words} {n}</p>"
+
+    words = typed(["a red star", "a blue star"], value="a blue star", label="caption")
+    explorer = build(draw, alt="words", words=words, n=slider([1, 2]))
+    assert '<select id="' in explorer.html and ">a blue star</option>" in explorer.html
+    assert "a blue star 1" in explorer.view.value
+    explorer.controls["words"].value = "a green star that nobody listed"
+    assert "a green star that nobody listed 1" in explorer.view.value and explorer.error is None
+    explorer.controls["words"].value = "a pink star"
+    assert re.search(">no such colour</pre>", explorer.view.value) and isinstance(explorer.error, ValueError)
+    with pytest.raises(KeyError):
+        explorer.controls["words"].value = "a wire"
+    assert "Traceback" in explorer.view.value
 
 
 def test_live_without_a_kernel():

@@ -153,6 +153,25 @@ def test_null_is_the_network_s_own():
         Guided(lambda x, t, cond: x, cond, 4.0)
 
 
+def test_a_network_with_text_is_guided_away_from_no_text():
+    net = UNet(1, 16, (1, 2), text={"words": 9, "length": 4, "width": 8}, attention=(1,))
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.2)
+    model, x, texts = Denoiser(net.eval(), S.CosineVP(), "v"), torch.randn(4, 1, 8, 8), torch.randint(1, 9, (4, 4))
+    nothing = model(x, HALF, torch.zeros(4, 4, dtype=torch.int64))
+    for given, rows in ((texts, texts), (texts[2], texts[2].expand(4, 4)), (texts[1].tolist(), texts[[1] * 4])):
+        want = nothing + 4.0 * (model(x, HALF, rows) - nothing)  # four samples and four words: a row is for all
+        torch.testing.assert_close(Guided(model, given, 4.0)(x, HALF), want, rtol=1e-4, atol=1e-4)
+        assert (want - nothing).abs().max() > 0.01
+    other = Guided(model, texts, 4.0, null=texts[0])(x, HALF)  # away from another text
+    want = torch.lerp(model(x, HALF, texts[[0] * 4]), model(x, HALF, texts), 4.0)
+    torch.testing.assert_close(other, want, rtol=1e-4, atol=1e-4)
+    with refuses(ValueError, "cond must have one condition per sample"):
+        Guided(model, texts[:3], 4.0)(x, HALF)
+    with refuses(ValueError, "cond must have one condition per sample"):
+        Guided(model, 3, 4.0)(x, HALF)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["cosine", "linear", "ve", "flow"])
 def test_guiding_x0_is_guiding_every_kind(two, kind, name):

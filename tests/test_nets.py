@@ -8,8 +8,8 @@ import torch
 from conftest import refuses
 from torch.nn import functional as F
 
-from companion.nets import MLP, Classifier, DiT, UNet, count, timestep_embedding
-from companion.nets.dit import DiTBlock
+from companion.nets import MLP, Classifier, CrossAttention, DiT, TextEncoder, UNet, count, timestep_embedding
+from companion.nets.dit import DiTBlock, JointBlock
 from companion.nets.unet import Attention
 
 
@@ -321,7 +321,233 @@ def test_without_positions_tokens_are_a_set():
     torch.testing.assert_close(apart(net(fold(squares[..., order]), t)), apart(net(fold(squares), t))[..., order])
 
 
+# ---- words
+
+TEXT = {"words": 20, "length": 5, "width": 12, "depth": 1, "heads": 2}
+TOLD = {
+    "unet": lambda **options: UNet(2, 16, (1, 2), attention=(1,), **options),
+    "dit": lambda **options: DiT(2, 8, 2, width=16, depth=2, **options),
+    "joint": lambda **options: DiT(2, 8, 2, width=16, depth=2, joint=True, **options),
+}
+
+
+def ask(n, dtype=torch.float64):
+    """n pictures and times, and as many texts."""
+    return torch.randn(n, 2, 8, 8, dtype=dtype), torch.rand(n, dtype=dtype), torch.randint(20, (n, 5))
+
+
+def test_words_are_read_as_by_an_independent_library():
+    net, tokens = warm(TextEncoder(20, 5, 12, depth=2, heads=3)).eval(), torch.randint(20, (4, 5))
+    x = net.word.weight[tokens] + net.places
+    for block in net.blocks:
+        theirs = torch.nn.TransformerEncoderLayer(
+            12, 3, 48, dropout=0.0, activation=functools.partial(F.gelu, approximate="tanh"), norm_first=True
+        )
+        own = {"norm1": block.norm1, "norm2": block.norm2, "self_attn.out_proj": block.out}
+        own |= {"linear1": block.mlp[0], "linear2": block.mlp[2]}
+        weights = {f"{name}.{key}": value for name, part in own.items() for key, value in part.state_dict().items()}
+        weights |= {"self_attn.in_proj_weight": block.qkv.weight, "self_attn.in_proj_bias": block.qkv.bias}
+        theirs.load_state_dict(weights)
+        x = theirs(x.transpose(0, 1)).transpose(0, 1)
+    torch.testing.assert_close(net(tokens), net.norm(x), atol=1e-6, rtol=1e-5)
+
+
+def test_cross_attention_against_its_definition():
+    """Place by place and head by head: words weighted by softmax of q k / sqrt(channels per head), added to x."""
+    layer = warm(CrossAttention(8, 6, heads=2)).double()
+    x, words = torch.randn(3, 4, 8, dtype=torch.float64), torch.randn(3, 5, 6, dtype=torch.float64)
+    found = layer(x, words)
+    normal = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+    q = (normal * layer.norm.weight + layer.norm.bias) @ layer.q.weight.T + layer.q.bias
+    k, v = (words @ part.T + bias for part, bias in zip(layer.kv.weight.chunk(2), layer.kv.bias.chunk(2), strict=True))
+    for i in range(3):
+        for place in range(4):
+            got = []
+            for head in (slice(0, 4), slice(4, 8)):
+                share = (k[i, :, head] @ q[i, place, head] / 2).exp()
+                got.append(share @ v[i, :, head] / share.sum())
+            want = x[i, place] + layer.out.weight @ torch.cat(got) + layer.out.bias
+            torch.testing.assert_close(found[i, place], want)
+    order = torch.randperm(5)  # keys and values together: words are a set
+    torch.testing.assert_close(layer(x, words[:, order]), found)
+    assert (layer(x, words.roll(1, 0)) - found).abs().max() > 1e-4  # of another sample
+    assert CrossAttention(96, 6).heads == 3 and torch.equal(CrossAttention(8, 6).double()(x, words), x)
+
+
+def test_one_attention_over_both_is_a_mixture_of_two():
+    """What a query finds in patches and words is what it finds in each, weighted by each one's sum of exponentials."""
+    block = warm(JointBlock(8, 2)).double()
+    x, words = torch.randn(3, 4, 8, dtype=torch.float64), torch.randn(3, 5, 8, dtype=torch.float64)
+    emb = torch.randn(3, 8, dtype=torch.float64)
+    asked = block.image.open(x, emb)[0], block.words.open(words, emb)[0]
+    answers = block(x, words, emb)
+    for stream, h, (q, _, _), found in zip((block.image, block.words), (x, words), asked, answers, strict=True):
+        parts, sums = [], []
+        for _, k, v in asked:  # each (batch, 2 heads, tokens, 4)
+            weight = (torch.einsum("bhqd,bhkd->bhqk", q, k) / 2).exp()
+            sums.append(weight.sum(-1, keepdim=True))
+            parts.append(torch.einsum("bhqk,bhkd->bhqd", weight, v) / sums[-1])
+        mixture = sum(z * part for z, part in zip(sums, parts, strict=True)) / sum(sums)
+        torch.testing.assert_close(found, stream.close(h, mixture, stream.open(h, emb)[1]))
+        for alone in parts:
+            assert (stream.close(h, alone, stream.open(h, emb)[1]) - found).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_joint_block_is_that_of_an_independent_library(last):
+    from diffusers.models.attention import JointTransformerBlock
+
+    block, theirs = warm(JointBlock(16, 4, last)), JointTransformerBlock(16, 4, 4, context_pre_only=last)
+    x, words, emb = torch.randn(3, 9, 16), torch.randn(3, 5, 16), torch.randn(3, 16)
+    own = {"norm1.linear": block.image.adaln, "attn.to_out.0": block.image.out}
+    own |= {
+        "ff.net.0.proj": block.image.mlp[0],
+        "ff.net.2": block.image.mlp[2],
+        "norm1_context.linear": block.words.adaln,
+    }
+    if not last:
+        own |= {"attn.to_add_out": block.words.out}
+        own |= {"ff_context.net.0.proj": block.words.mlp[0], "ff_context.net.2": block.words.mlp[2]}
+    weights = {f"{name}.{key}": value for name, part in own.items() for key, value in part.state_dict().items()}
+    for kind in ("weight", "bias"):
+        for name, part in zip("qkv", getattr(block.image.qkv, kind).chunk(3), strict=True):
+            weights[f"attn.to_{name}.{kind}"] = part
+        of_words = getattr(block.words.kv if last else block.words.qkv, kind)
+        for name, part in zip("kv" if last else "qkv", of_words.chunk(2 if last else 3), strict=True):
+            weights[f"attn.add_{name}_proj.{kind}"] = part
+        if last:  # the library asks for the words, and throws the answers away; it has scale before shift
+            weights[f"attn.add_q_proj.{kind}"] = torch.zeros_like(part)
+            shift, scale = getattr(block.words.adaln, kind).chunk(2)
+            weights[f"norm1_context.linear.{kind}"] = torch.cat([scale, shift])
+    theirs.load_state_dict(weights)
+    told, want = theirs(hidden_states=x, encoder_hidden_states=words, temb=emb)
+    found, words_after = block(x, words, F.silu(emb))
+    torch.testing.assert_close(found, want, atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(words_after, words if last else told, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", TOLD.values(), ids=TOLD)
+def test_a_text_says_what_to_show(make):
+    net, (x, t, cond) = warm(make(text=TEXT)).double(), ask(4)
+    cond[0] = 0
+    y = net(x, t, cond)
+    assert net.null == 0 and y.shape == x.shape
+    torch.testing.assert_close(net(x, t), net(x, t, torch.zeros_like(cond)))
+    for i in range(4):
+        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1], cond[i : i + 1])[0], y[i])
+    other = cond.clone()
+    other[1, 3] = (other[1, 3] + 1) % 20  # one word of one text
+    moved = (net(x, t, other) - y).abs().amax((1, 2, 3))
+    assert moved[1] > 1e-5 and (moved[[0, 2, 3]] < 1e-12).all()
+    assert (net(x, t, cond.flip(1)) - y)[1:].abs().amax((1, 2, 3)).min() > 1e-5  # the order counts
+    y.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("make", TOLD.values(), ids=TOLD)
+def test_text_starts_without_effect_and_is_learned(make):
+    net, (x, t, cond) = make(text=TEXT), ask(4, torch.float32)
+    assert (net(x, t, cond) == 0).all()
+    optimizer, learned = torch.optim.Adam(net.parameters(), 1e-3), []
+    for _ in range(4):
+        optimizer.zero_grad()
+        (net(x, t, cond) - x).square().mean().backward()
+        learned.append(net.text.word.weight.grad.abs().sum().item() > 0)
+        optimizer.step()
+    assert learned == [False, False, True, True]  # the last layer first, then what stands between it and the words
+
+
+@pytest.mark.parametrize("make", [TOLD["unet"], TOLD["dit"]], ids=["unet", "dit"])
+def test_weights_of_a_network_without_text_serve_one_with_it(make):
+    plain, told, (x, t, cond) = warm(make()), make(text=TEXT), ask(4, torch.float32)
+    missing, unexpected = told.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all(key.startswith(("text.", "whole.")) or ".cross." in key for key in missing)
+    torch.testing.assert_close(told(x, t, cond), plain(x, t))
+    assert plain.null is None and make(**{"classes": 7}).null == 7
+    for key in missing:
+        if key.endswith(("cross.out.weight", "cross.out.bias")) or key.startswith("whole."):
+            assert (told.state_dict()[key] == 0).all()
+    looks = [name for name, module in told.named_modules() if isinstance(module, CrossAttention)]
+    if isinstance(told, UNet):  # the middle, and each block of the level that has attention
+        assert looks == [
+            f"{place}.cross" for place in ("down.2.attention", "up.0.attention", "up.1.attention", "middle.1")
+        ]
+    else:
+        assert looks == ["blocks.0.cross", "blocks.1.cross"]
+    for name in looks:  # each is heard by itself
+        layer = told.get_submodule(name)
+        torch.nn.init.normal_(layer.out.weight, std=0.5)
+        assert (told(x, t, cond) - plain(x, t)).abs().max() > 1e-4
+        torch.nn.init.zeros_(layer.out.weight)
+    torch.nn.init.normal_(told.whole.weight)
+    assert (told(x, t, cond) - plain(x, t)).abs().max() > 1e-4
+
+
+def test_the_old_digits_still_load():
+    from companion import zoo
+
+    digits = zoo.load("mnist").net
+    twin = UNet(1, 32, (1, 2), classes=10, patch=2)
+    twin.load_state_dict(digits.state_dict())
+    assert digits.null == 10 and twin.text is None
+
+
+@pytest.mark.parametrize("make", TOLD.values(), ids=TOLD)
+def test_a_text_is_read_without_waiting_for_its_values(make):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    net = make(text=TEXT)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # where to look at a value raises
+        x, t, cond = ask(3, torch.float32)
+        assert net(x, t, cond).shape == net(x, t).shape == x.shape
+
+
+def test_what_networks_with_text_refuse():
+    x, t, cond = ask(3, torch.float32)
+    for make in TOLD.values():
+        net = make(text=TEXT)
+        for wrong in (cond[:2], cond[:, :4], cond.float(), cond.int(), cond[0], cond[:, :, None]):
+            with refuses(ValueError, r"cond must be int64 of shape \(3, 5\)"):
+                net(x, t, wrong)
+        with refuses(ValueError, "classes must be None"):
+            make(text=TEXT, classes=3)
+    with refuses(ValueError, "joint must be False"):
+        DiT(joint=True)
+    for wrong in ({"words": 0}, {"length": 0}, {"width": 0}, {"depth": 0}, {"heads": 0}, {"width": 13}):
+        with refuses(ValueError, f"{next(iter(wrong))} must be"):
+            TextEncoder(**TEXT | wrong)
+    with refuses(ValueError, "tokens must be int64"):
+        TextEncoder(**TEXT)(cond[:, :4])
+    for wrong in ({"channels": 0}, {"context": 0}, {"heads": 0}, {"heads": 3}):
+        with refuses(ValueError, "channels must be" if "heads" in wrong and wrong["heads"] else f"{next(iter(wrong))}"):
+            CrossAttention(**{"channels": 8, "context": 6, "heads": 2} | wrong)
+    layer = CrossAttention(8, 6)
+    for shape in ((3, 5, 8), (2, 5, 6), (3, 6)):
+        with refuses(ValueError, "words must have shape"):
+            layer(torch.zeros(3, 4, 8), torch.zeros(shape))
+
+
 # ---- counting
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_what_text_costs_by_hand(joint):
+    """Width w, context c, n patches, m words; what the network without text costs is counted above."""
+    w, c, n, m, depth = 16, TEXT["width"], 16, 5, 2
+    plain, told = DiT(2, 8, 2, w, depth), DiT(2, 8, 2, w, depth, text=TEXT, joint=joint)
+    encoder = 20 * c + m * c + (12 * c * c + 9 * c + 4 * c) + 2 * c
+    read = 12 * m * c * c + 2 * m * m * c + c * w  # products: the words read, and the mean over them
+    if joint:
+        stream = (3 * w * w + 3 * w) + (w * w + w) + (8 * w * w + 5 * w) + (6 * w * w + 6 * w)
+        more = (c * w + w) + stream + 2 * (2 * w * w + 2 * w)
+        looks = m * c * w + (12 * m * w * w + 6 * w * w) + (2 * m * w * w + 2 * w * w)
+        looks += 2 * w * ((n + m) ** 2 - n * n) + 2 * w * n * m  # the last block has no queries from the words
+    else:
+        more = depth * (2 * w + 2 * (w * w + w) + (2 * c * w + 2 * w))
+        looks = depth * (2 * n * w * w + 2 * m * c * w + 2 * n * m * w)
+    assert count.parameters(told) - count.parameters(plain) == encoder + (c * w + w) + more
+    x, t, cond = ask(3, torch.float32)
+    assert count.flops(told, x, t, cond) - count.flops(plain, x, t) == 3 * 2 * (read + looks)
 
 
 @pytest.mark.parametrize("patch,width,depth,classes", [(1, 16, 1, None), (2, 48, 3, 10)])

@@ -21,7 +21,7 @@ def test_import_is_light():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     heavy = {"matplotlib", "ipywidgets", "IPython", "scipy", "sklearn", "safetensors", "platformdirs", "beartype"}
-    heavy |= {"torchdiffeq"}  # SciPy comes with it
+    heavy |= {"torchdiffeq", "ot"}  # SciPy comes with it
     assert "torch" in loaded and not loaded & heavy
 
 
@@ -46,8 +46,8 @@ def test_public_names_have_docstrings(name):
 
 
 ORDER = (
-    "_checks _divergence toy schedules predictions forward denoisers losses samplers likelihood fokker_planck nets "
-    "training data metrics zoo gpu"
+    "_checks _divergence toy schedules predictions forward denoisers losses samplers couplings likelihood "
+    "fokker_planck scenes nets training data metrics latent autoencoding zoo gpu"
 )
 
 

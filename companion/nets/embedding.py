@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import _checks as check
+from companion.nets.text import TextEncoder
 
 
 def timestep_embedding(
@@ -27,23 +28,47 @@ def timestep_embedding(
 
 
 class Conditioned(nn.Module):
-    """A network that is told the time and, with ``classes``, the class: what ``UNet`` and ``DiT`` share.
+    """A network that is told the time and, with ``classes`` or ``text``, what to show: ``UNet`` and ``DiT`` are such.
 
-    ``frequencies`` numbers embed the time, two layers make ``emb`` of them, and a vector for the class is added.
+    ``frequencies`` numbers embed the time, two layers make ``emb`` of them, and a vector for the class is added, or one
+    made of the mean over the words' vectors, which is zero at first. ``text`` holds the arguments of a ``TextEncoder``.
+    ``null`` is what stands for no condition in ``cond``: the number ``classes``, or word 0; None where there is none.
     """
 
-    def __init__(self, frequencies: int, emb: int, classes: int | None, time_scale: float | int):
+    def __init__(
+        self, frequencies: int, emb: int, classes: int | None, time_scale: float | int, text: dict | None = None
+    ):
+        if classes is not None and text is not None:
+            raise ValueError(f"classes must be None for a network with text; got {classes}")
         super().__init__()
         self.frequencies, self.classes, self.time_scale = frequencies, classes, time_scale
+        self.null = classes if text is None else 0
         self.time = nn.Sequential(nn.Linear(frequencies, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = nn.Embedding(classes + 1, emb) if classes is not None else None
+        self.text = TextEncoder(**text) if text is not None else None
+        if text is not None:
+            self.whole = nn.Linear(self.text.width, emb)
+            nn.init.zeros_(self.whole.weight)
+            nn.init.zeros_(self.whole.bias)
 
-    def embed(self, t: Float[Tensor, "batch"], cond) -> Float[Tensor, "batch emb"]:
-        """The vector that tells every block the time and, if any, the class."""
+    def embed(self, t: Float[Tensor, "batch"], cond) -> tuple[Tensor, Tensor | None]:
+        """What tells every block the time and what to show, (batch, emb); and the words' own vectors, or None."""
         emb = self.time(timestep_embedding(self.time_scale * t, self.frequencies))
+        if self.text is not None:
+            words = self.text(self._tokens(t, cond))
+            return F.silu(emb + self.whole(words.mean(1))), words
         if self.label is None:
             if cond is not None:
-                raise ValueError("cond was given, but this network has no classes")
-            return F.silu(emb)
+                raise ValueError("cond was given, but this network has no classes and no text")
+            return F.silu(emb), None
         cond = torch.full(t.shape, self.classes, device=t.device) if cond is None else cond
-        return F.silu(emb + self.label(cond))
+        return F.silu(emb + self.label(cond)), None
+
+    def _tokens(self, t, cond):
+        """The text of every sample, or none."""
+        shape = len(t), self.text.length
+        if cond is None:
+            return torch.zeros(shape, dtype=torch.int64, device=t.device)
+        if cond.shape != shape or cond.dtype != torch.int64:
+            raise ValueError(f"cond must be int64 of shape {shape}; got {cond.dtype} of shape {tuple(cond.shape)}")
+        return cond

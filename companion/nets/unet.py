@@ -1,5 +1,6 @@
 """The U-Net: down to a coarse grid, up again, with the fine details handed across (Ho et al. 2020, appendix B)."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from companion import _checks as check
 from companion.nets.embedding import Conditioned
+from companion.nets.text import CrossAttention
 
 
 class ResBlock(nn.Module):
@@ -24,7 +26,7 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x, emb):  # (batch, inside, h, w), (batch, emb) -> (batch, out, h, w)
+    def forward(self, x, emb, words=None):  # (batch, inside, h, w), (batch, emb) -> (batch, out, h, w); words unused
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
@@ -32,9 +34,12 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every pixel looks at every other one, in heads of 32 channels; starts as the identity."""
+    """Every pixel looks at every other one, in heads of 32 channels, and then at every word; starts as the identity.
 
-    def __init__(self, channels: int):
+    ``context`` is how many numbers a word has, None where there are no words.
+    """
+
+    def __init__(self, channels: int, context: int | None = None):
         super().__init__()
         self.heads = max(1, channels // 32)
         if channels % self.heads:
@@ -43,24 +48,28 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.cross = CrossAttention(channels, context) if context is not None else None
 
-    def forward(self, x):  # (batch, channels, h, w), kept
+    def forward(self, x, words=None):  # (batch, channels, h, w), kept; (batch, length, context)
         batch, channels, height, width = x.shape
         split = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = split.transpose(-1, -2).unbind(1)  # each (batch, heads, pixels, channels per head)
         looked_up = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        return x + self.out(looked_up.reshape(batch, channels, height, width))
+        x = x + self.out(looked_up.reshape(batch, channels, height, width))
+        if self.cross is None:
+            return x
+        return self.cross(x.flatten(2).mT, words).mT.unflatten(-1, (height, width))
 
 
 class AttentiveBlock(ResBlock):
-    """A residual block, then attention over all pixels of its level."""
+    """A residual block, then attention over all pixels of its level, and over the words if there are any."""
 
-    def __init__(self, inside: int, out: int, emb: int):
+    def __init__(self, inside: int, out: int, emb: int, context: int | None = None):
         super().__init__(inside, out, emb)
-        self.attention = Attention(out)
+        self.attention = Attention(out, context)
 
-    def forward(self, x, emb):  # as a residual block
-        return self.attention(super().forward(x, emb))
+    def forward(self, x, emb, *words):  # as a residual block
+        return self.attention(super().forward(x, emb), *words)
 
 
 class UNet(Conditioned):
@@ -74,8 +83,10 @@ class UNet(Conditioned):
     patch² times cheaper. ``fourier`` lists exponents n for which sin and cos of 2^n π x join the inputs, so that the
     network sees the last bits of x (Kingma et al. 2021, appendix C). ``outputs`` is the number of channels that come
     out, ``channels`` when not given. ``attention`` lists levels, 0 being the finest, where attention follows every
-    residual block too. Height and width must be divisible by patch × 2^(levels − 1). Raises ValueError for arguments
-    or inputs that do not fit.
+    residual block too. With ``text``, the arguments of a ``TextEncoder``, ``cond`` is a text per sample, int64 of shape
+    (batch, length), all zeros or None for none: the mean over its words' vectors joins the time, and wherever there is
+    attention among pixels, attention to the words follows. Height and width must be divisible by patch × 2^(levels −
+    1). Raises ValueError for arguments or inputs that do not fit.
     """
 
     def __init__(
@@ -91,6 +102,7 @@ class UNet(Conditioned):
         fourier: Sequence[int] = (),
         outputs: int | None = None,
         attention: Sequence[int] = (),
+        text: dict | None = None,
     ):
         if width % 8 or not multipliers:
             raise ValueError(f"width must be a multiple of 8 and multipliers not empty; got {width}, {multipliers}")
@@ -98,7 +110,9 @@ class UNet(Conditioned):
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(f"attention must list levels from 0 to {len(multipliers) - 1}; got {list(attention)}")
         emb = 4 * width
-        super().__init__(width, emb, classes, time_scale)
+        super().__init__(width, emb, classes, time_scale, text)
+        context = None if self.text is None else self.text.width
+        attentive = functools.partial(AttentiveBlock, context=context)
         self.channels, self.width = channels, width
         self.patch, self.factor = patch, patch * 2 ** (len(multipliers) - 1)
         self.register_buffer("octaves", math.pi * 2.0 ** torch.tensor(list(fourier)), persistent=False)
@@ -108,7 +122,7 @@ class UNet(Conditioned):
         self.down, self.up, handed = nn.ModuleList(), nn.ModuleList(), [width]
         now = width
         for level, multiplier in enumerate(multipliers):
-            block = AttentiveBlock if level in attention else ResBlock
+            block = attentive if level in attention else ResBlock
             for _ in range(blocks):
                 self.down.append(block(now, width * multiplier, emb))
                 now = width * multiplier
@@ -116,9 +130,9 @@ class UNet(Conditioned):
             if level < len(multipliers) - 1:
                 self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 handed.append(now)
-        self.middle = nn.ModuleList([ResBlock(now, now, emb), Attention(now), ResBlock(now, now, emb)])
+        self.middle = nn.ModuleList([ResBlock(now, now, emb), Attention(now, context), ResBlock(now, now, emb)])
         for level, multiplier in reversed(list(enumerate(multipliers))):
-            block = AttentiveBlock if level in attention else ResBlock
+            block = attentive if level in attention else ResBlock
             for _ in range(blocks + 1):
                 self.up.append(block(now + handed.pop(), width * multiplier, emb))
                 now = width * multiplier
@@ -139,20 +153,21 @@ class UNet(Conditioned):
                 f"x must have shape (batch, {self.channels}, h, w), h and w divisible by {self.factor}; "
                 f"got {tuple(x.shape)}"
             )
-        emb = self.embed(t, cond)
+        emb, words = self.embed(t, cond)
+        told = () if words is None else (words,)
         angles = (self.octaves[:, None, None, None] * x[:, None]).flatten(1, 2)  # none without fourier
         seen = F.pixel_unshuffle(torch.cat([x, angles.sin(), angles.cos()], 1), self.patch)
         h = self.stem(seen.contiguous(memory_format=torch.channels_last))
         handed = [h]
         for layer in self.down:
-            h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+            h = layer(h, emb, *told) if isinstance(layer, ResBlock) else layer(h)
             handed.append(h)
         for layer in self.middle:
-            h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+            h = layer(h, emb, *told) if isinstance(layer, ResBlock) else layer(h, *told)
         h = self.dropout(h)
         for layer in self.up:
             if isinstance(layer, ResBlock):
-                h = layer(torch.cat([h, handed.pop()], 1), emb)
+                h = layer(torch.cat([h, handed.pop()], 1), emb, *told)
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
