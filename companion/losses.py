@@ -33,8 +33,7 @@ def simple_loss(
     unweighted, and with kind "eps" it is Ho et al. 2020, eq. 14. With ``per_sample`` the mean over the batch is left to
     the caller: (batch,). Raises ValueError for shapes that do not fit.
     """
-    x, target = _asked(denoiser, x0, t, noise)
-    error = denoiser.output(x, t, cond) - target
+    error = _error(denoiser, x0, t, noise, cond)
     if weight is None:
         return error.square().flatten(1).mean(1) if per_sample else error.square().mean()
     weights = weight(t)
@@ -43,11 +42,52 @@ def simple_loss(
     return weighted.flatten(1).mean(1) if per_sample else weighted.mean()
 
 
+def flow_matching_loss(
+    denoiser,
+    x0: Float[Tensor, "batch *data"],
+    t: Float[Tensor, "batch"],
+    noise=None,
+    cond=None,
+    *,
+    per_sample: bool = False,
+) -> Tensor:
+    """The mean squared error of the velocity against that of the straight or curved path through x0 and noise.
+
+    The path's velocity is d alpha/dt x0 + d sigma/dt noise; the expected loss has the gradient of the error against
+    the marginal velocity, E[path's velocity | x_t], at which samples flow (Lipman et al. 2023, theorem 2). The
+    denoiser's velocity is computed from its output, of whatever kind, so that the loss compares kinds; for kind
+    "velocity" it is ``simple_loss``. Returns a scalar, or with ``per_sample`` (batch,). Raises ValueError for shapes
+    that do not fit and, on the CPU, where the kind does not determine x0 and eps or the velocity is infinite; TypeError
+    for a denoiser without a kind, such as ``EDMPrecond``.
+    """
+    if not hasattr(denoiser, "kind"):
+        raise TypeError(f"denoiser must have a kind, as Denoiser has; {type(denoiser).__name__} has none")
+    schedule, error = denoiser.schedule, _error(denoiser, x0, t, noise, cond)
+    if denoiser.kind != "velocity":
+        p, q = target_coefficients(denoiser.kind, schedule, t)
+        alpha, rise = schedule.alpha(t), schedule.alpha_rate(t)
+        sigma, growth = schedule.sigma(t), schedule.sigma_rate(t)
+        # at fixed x an error e of the output is one of −sigma e / det in x0 and alpha e / det in eps
+        factor = (alpha * growth - sigma * rise) / (alpha * q - sigma * p)
+        if factor.device.type == "cpu" and not torch.isfinite(factor).all():
+            at = t[~torch.isfinite(factor)].flatten()[0].item()
+            raise ValueError(f"t must be a time at which kind {denoiser.kind!r} determines the velocity; got {at:g}")
+        error = check.like(factor, error) * error
+    losses = error.square().flatten(1).mean(1)
+    return losses if per_sample else losses.mean()
+
+
 def _asked(denoiser, x0, t, noise):
     """x_t, and the answer that the network should give there."""
     noise = torch.randn_like(x0) if noise is None else noise
     x = q_sample(x0, t, denoiser.schedule, noise)
     return x, denoiser.target(x0, noise, t)
+
+
+def _error(denoiser, x0, t, noise, cond):
+    """How far the network's output lies from that answer."""
+    x, target = _asked(denoiser, x0, t, noise)
+    return denoiser.output(x, t, cond) - target
 
 
 # ---- weightings: factors on the squared error of a kind's own output ------------------------------------------------

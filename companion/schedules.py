@@ -41,11 +41,11 @@ class Schedule:
 
     def alpha_rate(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """d alpha / dt, by forward-mode differentiation."""
-        return torch.func.jvp(self.alpha, (t,), (torch.ones_like(t),))[1]
+        return torch.func.jvp(self.alpha, (t.contiguous(),), (torch.ones_like(t).contiguous(),))[1]
 
     def sigma_rate(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """d sigma / dt, by forward-mode differentiation; infinite at t = 0 of the linear schedule."""
-        return torch.func.jvp(self.sigma, (t,), (torch.ones_like(t),))[1]
+        return torch.func.jvp(self.sigma, (t.contiguous(),), (torch.ones_like(t).contiguous(),))[1]
 
     def time_of(self, half_log_snr: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """The time at which lambda has the given value, by bisection in float64.
@@ -353,6 +353,21 @@ def uniform_log_snr(
 ) -> Float[Tensor, "nodes"]:
     """Equal steps of the log-SNR (Lu et al. 2022, section 4); its ends as in ``karras``."""
     return _in_ratio(schedule, steps, t_start, t_end, sigma_min, sigma_max, math.log, torch.exp)
+
+
+def shifted(ts: Float[Tensor, "*time"], shift: float | int) -> Float[Tensor, "*time"]:
+    """shift t / (1 + (shift − 1) t): times of the straight path, moved towards noise by ``shift`` > 1.
+
+    At the new time sigma / alpha of ``RectifiedFlow`` is ``shift`` times what it was. An image with k times as many
+    pixels a side, equal pixels side by side, is as uncertain after averaging them at shift = k (Esser et al. 2024, eq.
+    23: the root of the ratio of pixel numbers). Shifts compose: by a, then by b, is by ab. ts lie in [0, 1]; the ends
+    stay. Raises ValueError for shift not above 0 or times outside [0, 1], TypeError unless ts are floating point.
+    """
+    check.positive("shift", shift)
+    check.floating("ts", ts)
+    if not ((ts >= 0) & (ts <= 1)).all():
+        raise ValueError(f"ts must lie in [0, 1]; got {ts.min().item():g} … {ts.max().item():g}")
+    return shift * ts / (shift * ts + (1 - ts))  # at t = 1 this is 1 exactly
 
 
 def rescale_zero_terminal_snr(schedule: DiscreteVP) -> DiscreteVP:

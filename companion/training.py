@@ -141,6 +141,8 @@ def train(
     drop_cond: float | int = 0.1,
     clip: float | int = 1.0,
     seed: int = 0,
+    noise: Float[Tensor, "n *data"] | None = None,
+    coupling=None,
     loss=simple_loss,
     times=None,
     autocast: torch.dtype | None = None,
@@ -153,10 +155,14 @@ def train(
     """Train a ``Denoiser`` in place on the samples x0, and yield ``Progress`` after every step.
 
     AdamW, the learning rate warmed up over ``warmup`` steps and then brought to zero along a cosine; gradients clipped
-    to norm ``clip``. ``cond`` are classes, (n,); a share ``drop_cond`` of them is replaced by the class "none" (the
-    network's ``classes``), which classifier-free guidance needs. All draws come from ``seed`` alone, but for dropout's,
-    which come from PyTorch's global generator. Raises ValueError for arguments that do not fit, RuntimeError when the
-    loss is no longer finite.
+    to norm ``clip``. ``cond`` are classes, (n,), or rows of tokens, (n, length); a share ``drop_cond`` of them is
+    replaced by the network's ``null``, which classifier-free guidance needs. All draws come from ``seed`` alone, but
+    for dropout's, which come from PyTorch's global generator. Raises ValueError for arguments that do not fit,
+    RuntimeError when the loss is no longer finite.
+
+    Noise is drawn afresh for every batch, and independent of it, unless ``noise`` holds the partner of each sample, as
+    ``couplings.reflow`` makes them, or ``coupling(x0, noise, cond)`` returns the batch's noise in another order, as
+    ``couplings.optimal_transport`` does; cond is then the batch's, with none replaced.
 
     The step is ``loss(denoiser, x0, t, noise, cond)``, a scalar, at ``times.antithetic`` times. ``times(n, generator=…,
     device=…)`` gives others as a ``Times``, weights and all: then the loss is called with ``per_sample=True``, and an
@@ -181,12 +187,19 @@ def train(
     check.one_of("autocast", autocast, (None, torch.bfloat16, torch.float16))
     if batch % _world():
         raise ValueError(f"batch must be divisible by the {_world()} processes; got {batch}")
-    if cond is not None and (cond.shape != x0.shape[:1] or not 0 <= drop_cond < 1):
+    if cond is not None and (cond.ndim not in (1, 2) or len(cond) != len(x0) or not 0 <= drop_cond < 1):
         raise ValueError(
-            f"cond must have shape ({len(x0)},) and 0 ≤ drop_cond < 1; got {tuple(cond.shape)}, {drop_cond}"
+            f"cond must have shape ({len(x0)},) or ({len(x0)}, length) and 0 ≤ drop_cond < 1; "
+            f"got {tuple(cond.shape)}, {drop_cond}"
         )
+    if noise is not None:
+        check.same_shape("noise", noise, "x0", x0)
+        check.finite("noise", noise)
+        if coupling is not None:
+            raise ValueError("coupling must be None where noise is given: the pairs are made; got both")
     device = next(denoiser.parameters()).device
-    x0, cond = x0.to(device), None if cond is None else cond.to(device)
+    x0, cond, noise = (None if value is None else value.to(device) for value in (x0, cond, noise))
+    null = _null(denoiser.net) if cond is not None else None
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator(device).manual_seed(seed)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
@@ -209,12 +222,15 @@ def train(
             group["lr"] = lr * _warmed(step, steps, warmup)
         chosen = torch.randint(len(x0), (batch,), generator=generator, device=device)
         t, weight = draw(batch, generator=generator, device=device)
-        noise = torch.randn((batch, *x0.shape[1:]), generator=generator, device=device, dtype=x0.dtype)
+        partner = noise[chosen] if noise is not None else _normal(x0, batch, generator)
+        if coupling is not None:
+            partner = coupling(x0[chosen], partner, None if cond is None else cond[chosen])
+            check.same_shape("coupling's noise", partner, "the batch", x0[chosen])
         given = None
         if cond is not None:
             dropped = torch.rand(batch, generator=generator, device=device) < drop_cond
-            given = torch.where(dropped, denoiser.net.classes, cond[chosen])[mine]
-        share = x0[chosen[mine]], t[mine], noise[mine], given
+            given = torch.where(dropped.view(-1, *[1] * (cond.ndim - 1)), null, cond[chosen])[mine]
+        share = x0[chosen[mine]], t[mine], partner[mine], given
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             if times is None:
                 value = measure(*share)
@@ -242,6 +258,18 @@ def train(
             _save(checkpoint, state, step)
         yield Progress(step, value, time.perf_counter() - began)
     denoiser.eval()
+
+
+def _normal(x0, batch, generator):
+    return torch.randn((batch, *x0.shape[1:]), generator=generator, device=x0.device, dtype=x0.dtype)
+
+
+def _null(net):
+    """What stands for no condition."""
+    found = getattr(net, "null", getattr(net, "classes", None))
+    if found is None:
+        raise ValueError("cond must be None for a network that has no condition; got a tensor")
+    return found
 
 
 def _warmed(step, steps, warmup):

@@ -12,7 +12,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from companion import losses as L
 from companion import schedules as S
-from companion.denoisers import Denoiser
+from companion.denoisers import Denoiser, EDMPrecond
 from companion.forward import q_posterior, q_sample
 from companion.losses import elbo, simple_loss
 from companion.predictions import KINDS, to_x0_eps
@@ -39,6 +39,82 @@ class Zero(torch.nn.Module):
 
     def forward(self, x, t, cond=None):
         return torch.zeros_like(x)
+
+
+# ---- flow matching --------------------------------------------------------------------------------------------------
+
+
+class Crooked(torch.nn.Module):
+    """Some smooth answer that is right at no time."""
+
+    def forward(self, x, t, cond=None):
+        return torch.sin(2 * x) + widened(t, x) * x.flip(1) - 0.3
+
+
+def widened(t, x):
+    return t.reshape(-1, *[1] * (x.ndim - 1)).to(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_flow_matching_loss_is_that_of_the_velocity_converted(schedule, kind):
+    """Of every kind: its x0 and eps by the 2×2 system, their velocity, against the path's."""
+    t = between(schedule, 40)
+    t = t.clamp(min=0.05) if isinstance(schedule, S.DiscreteVP) else t
+    x0, noise = torch.randn(2, 40, 2, 3, dtype=F64)
+    model, x = Denoiser(Crooked(), schedule, kind), q_sample(x0, t, schedule, noise)
+    x0_hat, eps_hat = to_x0_eps(kind, model.output(x, t), x, schedule, t)
+    up, down = (widened(rate, x) for rate in (schedule.alpha_rate(t), schedule.sigma_rate(t)))
+    error = up * (x0_hat - x0) + down * (eps_hat - noise)
+    found = L.flow_matching_loss(model, x0, t, noise, per_sample=True)
+    assert torch.allclose(found, error.square().mean((1, 2)), rtol=1e-7)
+    assert torch.allclose(L.flow_matching_loss(model, x0, t, noise), found.mean())
+    if kind == "velocity":
+        assert torch.allclose(found.mean(), simple_loss(model, x0, t, noise), rtol=1e-12)
+    else:
+        assert not torch.allclose(found, simple_loss(model, x0, t, noise, per_sample=True), rtol=1e-3)
+
+
+def test_conditional_and_marginal_flow_matching_have_one_gradient(mixture):
+    """The theorem: E||v − (noise − x0)||² and E||v − u(x_t)||² differ by a constant in the parameters."""
+    schedule = S.RectifiedFlow()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 6, dtype=F64), torch.nn.Tanh(), torch.nn.Linear(6, 2, dtype=F64))
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t, cond=None):
+            return net(torch.cat([x, t[:, None]], 1))
+
+    model, parameters = Denoiser(Net(), schedule, "velocity"), list(net.parameters())
+
+    def gradient(loss):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    def conditional(sign=1):
+        x0, t = mixture.sample(2000), torch.rand(2000, dtype=F64)
+        return gradient(L.flow_matching_loss(model, sign * x0, t, torch.randn_like(x0)))
+
+    def marginal():
+        t = torch.rand(2000, dtype=F64)
+        x = (1 - t[:, None]) * mixture.sample(2000) + t[:, None] * torch.randn(2000, 2, dtype=F64)
+        x0_hat = mixture.denoise(x, 1 - t, t)  # of the exact field: what x was made from is forgotten
+        velocity = (x - x0_hat) / t[:, None]  # eps_hat − x0_hat
+        return gradient((model.output(x, t) - velocity).square().mean())
+
+    pairs, fields = (torch.stack([draw() for _ in range(150)]) for draw in (conditional, marginal))
+    spread = ((pairs.var(0) + fields.var(0)) / 150).sqrt()
+    apart = (pairs.mean(0) - fields.mean(0)) / spread
+    assert len(apart) == 38 and apart.abs().max() < 4 and apart.square().mean() < 2.5
+    # the data mirrored is another field
+    mirrored = torch.stack([conditional(-1) for _ in range(150)]).mean(0)
+    assert ((mirrored - fields.mean(0)) / spread).abs().max() > 20
+
+
+def test_the_flow_matching_loss_refuses_where_there_is_no_velocity():
+    x0 = torch.zeros(2, 1)
+    with refuses(ValueError, "determines the velocity; got 1"):
+        L.flow_matching_loss(Denoiser(Zero(), S.RectifiedFlow(), "eps"), x0, torch.tensor([0.5, 1.0]))
+    with refuses(TypeError, "kind"):
+        L.flow_matching_loss(EDMPrecond(Zero(), S.RectifiedFlow()), x0, torch.tensor([0.5, 0.6]))
 
 
 # ---- the simple loss and its weightings -----------------------------------------------------------------------------

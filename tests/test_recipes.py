@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 
-from companion import data, nets, zoo
+from companion import data, nets, samplers, zoo
 from companion.denoisers import Denoiser
-from companion.recipes import mnist, mnist_likelihood, mnist_noisy_classifier
-from companion.schedules import LinearLogSNR
+from companion.recipes import mnist, mnist_flow, mnist_likelihood, mnist_noisy_classifier, mnist_reflow
+from companion.schedules import LinearLogSNR, RectifiedFlow, linspace
 
 needs_mnist = pytest.mark.skipif(
     "COMPANION_DATA" not in os.environ, reason="COMPANION_DATA names no folder with mnist/"
@@ -55,9 +55,47 @@ def test_mnist(tmp_path, monkeypatch, few):
     assert found[names[0]][1] > 2 * distance and found[names[0]][5] > 2 * found["20 test images"][5] > 0
 
 
-@pytest.mark.parametrize("recipe", [mnist, mnist_likelihood])
+@needs_mnist
+def test_a_flow_and_its_reflow(tmp_path, monkeypatch, few):
+    """Reflow starts from the flow's weights, on pairs that the flow made, and says so."""
+    shipped = zoo.FOLDER
+    made = ["--samples", "20", "--evaluations", "2", "--out", str(tmp_path)]
+    mnist_flow.main([*SMALL, *made])
+    flow, card = written(tmp_path, "mnist_flow", monkeypatch)
+    assert (flow.kind, type(flow.schedule), flow.net.classes) == ("velocity", RectifiedFlow, 10)
+    assert card["recipe"] == "python -m companion.train mnist_flow --steps 2 --batch 4 --width 8"
+    assert card["model"]["net"] == {**mnist.sized(mnist.MODEL, mnist_options(8))["net"]} and "grid" in card
+
+    monkeypatch.setattr(zoo, "FOLDER", shipped)
+    seen, load, train = {}, zoo.load, mnist.train
+    monkeypatch.setattr(zoo, "load", lambda name, **options: flow if name == "mnist_flow" else load(name, **options))
+
+    def noticing(model, x0, **options):
+        seen.update(options, x0=x0, first=[p.clone() for p in model.net.parameters()])
+        return train(model, x0, **options)
+
+    monkeypatch.setattr(mnist, "train", noticing)
+    mnist_reflow.main([*SMALL, *made, "--pairs", "30", "--walk", "3"])
+    card = json.loads((tmp_path / "mnist_reflow.json").read_text(encoding="utf-8"))
+    assert card["recipe"].endswith("mnist_reflow --steps 2 --batch 4 --width 8 --pairs 30 --walk 3")
+    assert card["data"].startswith("30 pairs") and card["seconds_for_pairs"] >= 0
+    assert all(torch.equal(a, b) for a, b in zip(seen["first"], flow.net.parameters(), strict=True))
+    noise, x0, labels = seen["noise"], seen["x0"], seen["cond"]
+    assert labels.tolist() == [i % 10 for i in range(30)] and abs(noise.std() - 1) < 0.05
+    ts = linspace(flow.schedule, 3)
+    again = samplers.sample(lambda x, t: flow(x, t, labels), flow.schedule, noise, ts, sampler=samplers.unipc)
+    assert torch.allclose(x0, again, atol=1e-5)
+
+
+def mnist_options(width):
+    return mnist.read(mnist.parser("mnist", ""), ["--width", str(width)])
+
+
+@pytest.mark.parametrize("recipe", [mnist, mnist_flow, mnist_reflow, mnist_likelihood])
 def test_the_network_for_a_gpu_keeps_within_two_million_parameters(recipe):
     options = mnist.parser("mnist", "")
+    for name in ("pairs", "walk"):
+        options.add_argument(f"--{name}")
     (command,) = [line for line in recipe.__doc__.splitlines() if line.strip().startswith("python -m companion.train")]
     given = mnist.read(options, command.split()[4:])
     model = zoo.build(mnist.sized(recipe.MODEL, given))

@@ -124,6 +124,34 @@ def test_karras_and_uniform_spacing(schedule):
     torch.testing.assert_close(lam.diff(), lam.diff().mean().expand(9), atol=0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_shift_is_what_averaging_pixels_undoes(k):
+    """k×k equal pixels, each seen through the straight path's noise: their mean is seen through 1/k of it.
+
+    Averaged pixels at the shifted time are as uncertain as one pixel at t: sigma/alpha over k is what it was.
+    """
+    path, ts = S.RectifiedFlow(), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    t = S.shifted(ts, k)
+    pixels = torch.randn(4000, k * k, 1, dtype=torch.float64) * path.sigma(t) / path.alpha(t)  # x/alpha less the data
+    averaged = pixels.mean(1).std(0)
+    assert (averaged / (path.sigma(ts) / path.alpha(ts)) - 1).abs().max() < 5 / 8000**0.5
+    torch.testing.assert_close(path.half_log_snr(t), path.half_log_snr(ts) - math.log(k))
+    for wrong in (S.shifted(ts, k * k), S.shifted(ts, 1 / k), ts):
+        ratio = path.sigma(wrong) / path.alpha(wrong) / k / (path.sigma(ts) / path.alpha(ts))
+        assert (ratio - 1).abs().min() > 0.3
+
+
+def test_shifts_compose_and_keep_the_ends():
+    ts = torch.linspace(1, 0, 41, dtype=torch.float64)
+    for a, b in ((3, 1.5), (0.2, 7.0)):
+        torch.testing.assert_close(S.shifted(S.shifted(ts, a), b), S.shifted(ts, a * b), atol=1e-15, rtol=1e-14)
+        torch.testing.assert_close(S.shifted(S.shifted(ts, a), 1 / a), ts, atol=1e-15, rtol=1e-14)
+        assert S.shifted(ts, a)[[0, -1]].tolist() == [1, 0] and (S.shifted(ts, a).diff() < 0).all()
+    assert torch.equal(S.shifted(ts, 1), ts) and S.shifted(ts.float(), 3).dtype == torch.float32
+    # a published scheduler's value: 1,000 times, shift 3, the smallest sigma
+    assert S.shifted(torch.tensor(0.001, dtype=torch.float64), 3).item() == pytest.approx(0.0029940, abs=1e-7)
+
+
 def test_integer_grids():
     schedule = S.DiscreteVP.linear(1000)
     assert S.trailing(schedule, 10).tolist() == [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
@@ -162,3 +190,10 @@ def test_integer_grids():
 def test_bad_arguments(make, error, message):
     with refuses(error, message):
         make()
+
+
+def test_rates_of_one_time_spread_over_a_batch(schedule):
+    """An expanded tensor shares its memory among its values, which jvp refuses."""
+    t = torch.tensor(0.5 * (schedule.t_min + schedule.t_max), dtype=torch.float64)
+    assert torch.equal(schedule.alpha_rate(t.expand(3)), schedule.alpha_rate(t.repeat(3)))
+    assert torch.equal(schedule.sigma_rate(t.expand(3)), schedule.sigma_rate(t.repeat(3)))

@@ -8,7 +8,7 @@ from conftest import refuses
 from scipy import integrate
 
 from companion import schedules as S
-from companion.times import Importance, Times, antithetic, uniform
+from companion.times import Importance, Times, antithetic, logit_normal, uniform
 
 TABLE = S.DiscreteVP.linear(50)
 SCHEDULES = {"cosine": S.CosineVP(), "table": TABLE}
@@ -181,6 +181,47 @@ def test_uniform_times_are_independent():
     t = uniform(S.CosineVP(), 10_000).t
     assert abs(t.mean() - 0.5) < 4 / math.sqrt(12 * 10_000) and abs(t[1:].dot(t[:-1]) / 9999 - 0.25) < 0.02
     assert sorted(set(uniform(S.DiscreteVP.linear(10), 1000).t.tolist())) == list(range(1, 11))
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (-0.6, 0.4), (1, 2)])
+def test_logit_normal_times_have_the_density_of_torch_distributions(loc, scale):
+    """A normal number through a sigmoid: the distribution function from quadrature of torch's density."""
+    base = torch.distributions.Normal(torch.tensor(float(loc), dtype=torch.float64), float(scale))
+    law = torch.distributions.TransformedDistribution(base, torch.distributions.SigmoidTransform())
+    density = lambda t: law.log_prob(torch.tensor(t, dtype=torch.float64)).exp().item()  # noqa: E731
+    assert integrate.quad(density, 0, 1, epsabs=1e-10)[0] == pytest.approx(1, abs=1e-6)
+    t, weight = logit_normal(loc, scale)(20_000, generator=torch.Generator().manual_seed(0))
+    assert t.dtype == weight.dtype == torch.float32 and (weight == 1).all() and (t[1:] >= t[:-1]).all()
+    for at in (0.1, 0.4, 0.5, 0.7, 0.95):  # strata: off by one of them at most
+        assert abs((t < at).double().mean().item() - integrate.quad(density, 0, at)[0]) < 1.01 / 20_000 + 1e-6
+    for wrong in (
+        logit_normal(loc + 0.1, scale),
+        logit_normal(loc, 1.1 * scale),
+        lambda n: antithetic(S.CosineVP(), n),
+    ):
+        apart = [abs((wrong(20_000).t < at).double().mean() - (t < at).double().mean()) for at in (0.1, 0.4, 0.5, 0.9)]
+        assert max(apart) > 5e-3
+
+
+def test_each_logit_normal_time_is_so_by_itself():
+    """One number of a small batch, over many shifts, has mean 1/2 and the law's second moment."""
+    draw, generator = logit_normal(0.0, 1.0), torch.Generator().manual_seed(0)
+    shuffled = [draw(4, generator=generator).t for _ in range(4000)]
+    t = torch.stack(shuffled).double()
+    normal = lambda z: math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) / (1 + math.exp(-z)) ** 2  # noqa: E731
+    second = integrate.quad(normal, -12, 12)[0]
+    batches = t.square().mean(1)
+    assert abs(t.mean(1).mean() - 0.5) < 5 * t.mean(1).std() / 4000**0.5 + 1e-6
+    assert abs(batches.mean() - second) < 5 * batches.std() / 4000**0.5
+
+
+def test_logit_normal_refuses():
+    with refuses(ValueError, "scale"):
+        logit_normal(0.0, 0.0)
+    with refuses(ValueError, "loc"):
+        logit_normal(math.inf)
+    with refuses(ValueError, "n must be"):
+        logit_normal()(0)
 
 
 def test_bad_arguments():

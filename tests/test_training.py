@@ -14,12 +14,13 @@ import pytest
 import torch
 from conftest import refuses
 
-from companion import data, times
+from companion import couplings, data, times
 from companion import schedules as S
 from companion.denoisers import Denoiser
-from companion.losses import hybrid_loss, simple_loss
+from companion.losses import flow_matching_loss, hybrid_loss, simple_loss
 from companion.nets import MLP, UNet
-from companion.samplers import sample, start
+from companion.samplers import dpmpp_2m, sample, start
+from companion.toy import GaussianMixture
 from companion.training import EMA, Progress, budget, rank, sample_grid, train
 
 
@@ -387,6 +388,133 @@ def test_recipes_run_under_torchrun(arguments):
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("usage: companion.train digits") == (2 if arguments else 1)
+
+
+# ---- pairs, couplings, conditions -----------------------------------------------------------------------------------
+
+
+class Told(torch.nn.Module):
+    """A network that only says what stands for no condition."""
+
+    def __init__(self, **says):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        for key, value in says.items():
+            setattr(self, key, value)
+
+
+def seen(x0, steps=30, batch=20, net=None, **options):
+    """What the loss was shown at each step: (x0, t, noise, cond), all steps in one."""
+    batches = []
+
+    def loss(denoiser, *shown):
+        batches.append(shown)
+        return denoiser.net.weight * 0.0
+
+    model = Denoiser(net or Told(), S.RectifiedFlow(), "velocity")
+    for _ in train(model, x0, steps=steps, batch=batch, loss=loss, progress=False, **options):
+        pass
+    return [None if part[0] is None else torch.cat(part) for part in zip(*batches, strict=True)]
+
+
+def test_noise_given_stays_with_its_sample():
+    x0 = torch.arange(50.0)[:, None]
+    data, _, noise, _ = seen(x0, noise=-x0)
+    assert torch.equal(noise, -data) and len(data.unique()) > 40
+    _, _, fresh, _ = seen(x0)
+    assert abs(fresh.mean()) < 0.2 and fresh.std() == pytest.approx(1, abs=0.1)
+
+
+def test_a_coupling_gets_each_batch_with_every_condition_and_its_noise_is_used():
+    x0, cond, told = torch.arange(50.0)[:, None], torch.arange(50), []
+
+    def coupling(data, noise, classes):
+        told.append((data, noise, classes))
+        return noise.flip(0)
+
+    data, _, noise, given = seen(x0, net=Told(classes=50), cond=cond, drop_cond=0.5, coupling=coupling)
+    for i, (batch, before, classes) in enumerate(told):
+        part = slice(20 * i, 20 * i + 20)
+        assert torch.equal(batch, data[part]) and torch.equal(classes, batch[:, 0].long())
+        assert torch.equal(noise[part], before.flip(0))
+    assert 0.4 < (given == 50).double().mean() < 0.6
+
+
+def test_the_independent_coupling_changes_nothing_and_transport_shortens_the_way():
+    x0 = 2 + torch.randn(200, 2)
+    plain, same, near = (seen(x0, coupling=rule) for rule in (None, couplings.independent, couplings.optimal_transport))
+    assert all(torch.equal(a, b) for a, b in zip(plain[:3], same[:3], strict=True))
+    assert torch.equal(plain[0], near[0]) and torch.equal(plain[1], near[1])
+    costs = [couplings.transport_cost(part[0], part[2]).mean() for part in (plain, near)]
+    assert costs[1] < 0.9 * costs[0]
+
+
+def test_every_kind_sees_the_same_batches():
+    """Training a flow and a diffusion model from one seed shows both the same samples, times and noise."""
+    x0, shown = torch.randn(100, 2), []
+
+    def noticing(*batch, **options):
+        shown[-1].append([part.clone() for part in batch[1:4]])
+        return flow_matching_loss(*batch, **options)
+
+    for schedule, kind in ((S.CosineVP(), "v"), (S.RectifiedFlow(), "velocity")):
+        shown.append([])
+        torch.manual_seed(0)
+        model = Denoiser(MLP(2, 8, 1), schedule, kind)
+        list(train(model, x0, steps=5, batch=10, loss=noticing, progress=False))
+    for one, other in zip(*shown, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_dropped_rows_of_tokens_become_the_network_s_null():
+    tokens = torch.randint(1, 9, (50, 4))
+    x0 = torch.arange(50.0)[:, None]
+    data, _, _, given = seen(x0, net=Told(null=0, classes=None), cond=tokens, drop_cond=0.3)
+    whole = (given == tokens[data[:, 0].long()]).all(1)
+    none = (given == 0).all(1)
+    assert (whole ^ none).all() and none.double().mean() == pytest.approx(0.3, abs=0.08)
+    _, _, _, given = seen(x0, net=Told(null=7, classes=9), cond=tokens[:, 0] * 0, drop_cond=0.3)
+    assert set(given.tolist()) == {0, 7}  # null, where both are there
+
+
+def test_logit_normal_times_train():
+    model = make(kind="velocity")
+    before = weights(model).clone()
+    list(train(model, torch.randn(50, 2), steps=3, batch=8, times=times.logit_normal(), progress=False))
+    assert not torch.equal(before, weights(model))
+
+
+def test_reflow_of_a_flow_takes_one_step():
+    """Trained on the pairs of the exact flow on the line, one Euler step ends nearly where the pairs do."""
+    mixture, schedule = GaussianMixture.two(), S.RectifiedFlow()
+    noise = torch.randn(2000, 1)
+    ts = S.linspace(schedule, 60)
+    x0 = couplings.reflow(mixture.denoiser(schedule), schedule, noise, ts, sampler=dpmpp_2m)
+    torch.manual_seed(0)
+    model = Denoiser(MLP(1, 64, 2), schedule, "velocity")
+    ema = EMA(model, 0.99)
+    list(train(model, x0, noise=noise, steps=500, batch=128, lr=3e-3, ema=ema, progress=False))
+    one = sample(ema.model, schedule, noise, S.linspace(schedule, 1))
+    assert (one - x0).square().mean() < 0.15
+    # the exact flow's own single step ends at the mean of all data
+    blind = sample(mixture.denoiser(schedule), schedule, noise, S.linspace(schedule, 1))
+    assert (blind - x0).square().mean() > 0.5
+
+
+def test_pairs_and_conditions_that_do_not_fit_are_refused():
+    x0 = torch.zeros(5, 1)
+    with refuses(ValueError, "noise and x0"):
+        seen(x0, noise=x0[:3])
+    with refuses(ValueError, "noise must be finite"):
+        seen(x0, noise=x0 / 0)
+    with refuses(ValueError, "coupling must be None"):
+        seen(x0, noise=x0, coupling=couplings.independent)
+    with refuses(ValueError, "coupling's noise"):
+        seen(x0, coupling=lambda x0, noise, cond: noise[:3])
+    with refuses(ValueError, "cond must be None"):
+        seen(x0, cond=torch.zeros(5, dtype=torch.int64))
+    with refuses(ValueError, "cond must have shape"):
+        seen(x0, net=Told(null=0), cond=torch.zeros(5, 2, 2, dtype=torch.int64))
 
 
 def test_ema_is_the_weighted_mean():

@@ -33,37 +33,40 @@ BATCH = 250  # samples drawn at a time, of every class as many
 
 def main(arguments):
     """Train, measure, and write ``mnist.safetensors`` with its card and a picture of samples."""
-    options = parser("mnist", __doc__)
-    options.add_argument("--samples", type=int, default=10000, help="how many to measure, 20 to 10,000")
-    options.add_argument("--evaluations", type=int, nargs="+", default=[50], help="of the network per sample")
+    options = conditional("mnist", __doc__, 14000)
     given = read(options, arguments)
-    if not 20 <= given.samples <= 10000:
-        options.error(f"--samples must lie between 20 and 10000; got {given.samples}")
-
     images, labels = data.mnist("train")
     model, seconds = fit(MODEL, given, images[:IMAGES], labels[:IMAGES])
     if rank():
         return
+    finish(model, given, options, MODEL, seconds, "Denoiser of 32×32 handwritten digits, conditional on the class")
+
+
+def conditional(name, text, steps):
+    """The options of a recipe whose model knows the class, those of its measurement among them."""
+    options = parser(name, text, steps)
+    options.add_argument("--samples", type=int, default=10000, help="how many to measure, 20 to 10,000")
+    options.add_argument("--evaluations", type=int, nargs="+", default=[50], help="of the network per sample")
+    return options
+
+
+def finish(model, given, options, description, seconds, words, **about):
+    """Draw samples, measure them, and write weights, picture and card, with what ``about`` adds to it."""
     with working_in(given):
         ts, rows = linspace(model.schedule, 50), torch.arange(100, device=gpu.device()) // 10
         picture = given.out / f"{given.name}.webp"
         sample_grid(model, picture, shape=(100, 1, 32, 32), ts=ts, seed=given.seed, cond=rows, columns=10)
         drawn = {n: draw(model, given.samples, n, given.seed + 1) for n in given.evaluations}
-    write(
-        model,
-        given,
-        options,
-        MODEL,
-        {
-            "description": "Denoiser of 32×32 handwritten digits, conditional on the class (10 = none given).",
-            "data": f"MNIST (LeCun, Cortes & Burges, CC BY-SA 3.0), images 0 to {IMAGES:,} of the training split, "
-            "padded to 32×32 with -1",
-            "seconds": round(seconds),
-            "grid": "A hundred samples, ten of each class: a row of zeros at the top, a row of nines at the bottom; "
-            "50 evaluations by DDIM, no guidance.",
-            "metrics": measure(drawn, given.samples),
-        },
-    )
+    card = {
+        "description": f"{words} (10 = none given).",
+        "data": f"MNIST (LeCun, Cortes & Burges, CC BY-SA 3.0), images 0 to {IMAGES:,} of the training split, "
+        "padded to 32×32 with -1",
+        "seconds": round(seconds),
+        "grid": "A hundred samples, ten of each class: a row of zeros at the top, a row of nines at the bottom; "
+        "50 evaluations by DDIM, no guidance.",
+        "metrics": measure(drawn, given.samples),
+    }
+    write(model, given, options, description, card | about)
 
 
 @torch.no_grad()
@@ -123,9 +126,9 @@ def distance_to(images, known):
 # ---- what the recipes for MNIST share -------------------------------------------------------------------------------
 
 
-def parser(name, text):
+def parser(name, text, steps=14000):
     """The options of a recipe that trains a U-Net on MNIST."""
-    options = recipes.options(name, text, 14000)
+    options = recipes.options(name, text, steps)
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--width", type=int, default=32, help="channels of the network at full resolution")
     options.add_argument("--patch", type=int, default=2, choices=(1, 2), help="1: no patches, and one level more")
@@ -147,6 +150,8 @@ def read(options, arguments):
     given = options.parse_args(arguments)
     if len({value is None for value in (given.from_weights, given.seconds, given.hardware)}) > 1:
         options.error("--from-weights, --seconds and --hardware go together")
+    if not 20 <= getattr(given, "samples", 20) <= 10000:
+        options.error(f"--samples must lie between 20 and 10000; got {given.samples}")
     return given
 
 
@@ -162,10 +167,15 @@ def sized(description, given):
     return {**description, "net": {**description["net"], "arguments": arguments}}
 
 
-def fit(description, given, images, labels=None):
-    """The averaged model after training, its weights rounded as they will be stored, and the seconds it took."""
+def fit(description, given, images, labels=None, *, first=None, **how):
+    """The averaged model after training, its weights rounded as they will be stored, and the seconds it took.
+
+    It starts from the weights of the network ``first``, where that is given; ``how`` goes on to ``train``.
+    """
     torch.manual_seed(given.seed)
     model = zoo.build(sized(description, given)).to(gpu.device())
+    if first is not None:
+        model.net.load_state_dict(first.state_dict())
     ema, seconds = EMA(model, decay=0.999), given.seconds
     if given.compile:
         for net in (model.net, ema.model.net):
@@ -186,6 +196,7 @@ def fit(description, given, images, labels=None):
             autocast=torch.bfloat16 if given.bf16 else None,
             checkpoint=given.checkpoint,
             metrics=given.metrics,
+            **how,
         )
         for progress in loop:
             if given.grids and progress.step % 1000 == 0:
@@ -201,8 +212,8 @@ def fit(description, given, images, labels=None):
 def write(model, given, options, description, about):
     """Weights and card: what ``about`` has, and what the options say of the training."""
     command = [f"python -m {options.prog}"]
-    for key in ("steps", "batch", "width", "patch", "lr", "seed"):
-        value = getattr(given, key)
+    for key in ("steps", "batch", "width", "patch", "lr", "seed", "pairs", "walk"):
+        value = getattr(given, key, None)  # the last two are of mnist_reflow alone
         command += [f"--{key} {value}"] if value != options.get_default(key) else []
     command += [f"--{key}" for key in ("bf16", "compile") if getattr(given, key)]
     card = {
