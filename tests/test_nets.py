@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from companion.nets import MLP, Classifier, CrossAttention, DiT, TextEncoder, UNet, count, timestep_embedding
 from companion.nets.dit import DiTBlock, JointBlock
-from companion.nets.unet import Attention
+from companion.nets.unet import Attention, upsampled
 
 
 def warm(net):
@@ -594,3 +595,24 @@ def test_what_the_transformer_refuses():
             net(torch.zeros(shape), torch.zeros(1))
     with refuses(ValueError, "no classes"):
         net(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+
+
+def test_upsampling_is_nearest_and_keeps_its_gradient_when_compiled():
+    """Under bfloat16 on a CPU, PyTorch 2.13 compiles F.interpolate, a convolution and a norm to a gradient of zero."""
+    x = torch.randn(8, 8, 16, 16).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(upsampled(x), F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    first, second, last = (torch.nn.Conv2d(*each, 3, padding=1) for each in ((8, 64), (64, 32), (32, 12)))
+    norm = torch.nn.GroupNorm(8, 32)
+    for layer in (first, second, last):
+        layer.to(memory_format=torch.channels_last)
+
+    def loss(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = last(F.silu(norm(second(upsampled(first(x))))))
+        return y.float().square().mean()
+
+    eager = torch.autograd.grad(loss(x), first.weight)[0]
+    compiled = torch.autograd.grad(torch.compile(loss, dynamic=False)(x), first.weight)[0]
+    assert (compiled - eager).norm() < 0.05 * eager.norm()

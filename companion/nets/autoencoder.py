@@ -12,6 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from companion import _checks as check
+from companion.nets.unet import upsampled
+
+
+class Upsampled(nn.Module):
+    """Twice the height and width, as in the U-Net."""
+
+    def forward(self, x):  # (batch, width, h, w) -> (batch, width, 2 h, 2 w)
+        return upsampled(x)
 
 
 class Block(nn.Module):
@@ -48,7 +56,7 @@ class Autoencoder(nn.Module):
         for fine, coarse in zip(widths, widths[1:], strict=False):
             down += [*(Block(fine) for _ in range(blocks)), nn.Conv2d(fine, coarse, 3, stride=2, padding=1)]
         for fine, coarse in reversed(list(zip(widths, widths[1:], strict=False))):
-            up += [nn.Upsample(scale_factor=2.0), nn.Conv2d(coarse, fine, 3, padding=1)]
+            up += [Upsampled(), nn.Conv2d(coarse, fine, 3, padding=1)]
             up += [Block(fine) for _ in range(blocks)]
         down += [Block(widths[-1]), Block(widths[-1])]
         self.encoder = nn.Sequential(*down, *_last(widths[-1], outputs))
@@ -104,6 +112,8 @@ class VAE(Autoencoder):
     as many standard deviations for each place there. The decoder is the mirror image. By default 64 × 64 × 3 numbers
     become 8 × 8 × 4. Called on x it gives (x_hat, posterior), x_hat decoded from a draw.
 
+    At first the standard deviations are about e^−3: a decoder that hears nothing but noise learns to do without z.
+
     The buffer ``scale`` is for diffusion on latents: one number that brings their standard deviation to 1, measured
     after training, until then 1 (Rombach et al. 2022, appendix G). Raises ValueError for arguments or inputs that do
     not fit.
@@ -119,6 +129,7 @@ class VAE(Autoencoder):
     ):
         super().__init__(channels, latent, 2 * latent, widths, blocks, patch)
         self.register_buffer("scale", torch.tensor(1.0))
+        nn.init.constant_(self.encoder[-1].bias[latent:], -6.0)
 
     def encode(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
         """q(z | x). The variance stays between e^−20 and e^10."""

@@ -14,6 +14,16 @@ from companion.nets.embedding import Conditioned
 from companion.nets.text import CrossAttention
 
 
+def upsampled(x):  # (batch, channels, h, w) -> (batch, channels, 2 h, 2 w)
+    """Every pixel as a square of 2 × 2, which is ``F.interpolate(x, scale_factor=2.0, mode="nearest")``.
+
+    Written out because PyTorch 2.13, which compiles that call under bfloat16 on a CPU, can lose the gradient of x.
+    """
+    batch, channels, height, width = x.shape
+    wide = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return wide.reshape(batch, channels, 2 * height, 2 * width)
+
+
 class ResBlock(nn.Module):
     """Two convolutions around a skip; the time shifts and scales the second normalisation (FiLM, AdaGN)."""
 
@@ -169,5 +179,5 @@ class UNet(Conditioned):
             if isinstance(layer, ResBlock):
                 h = layer(torch.cat([h, handed.pop()], 1), emb, *told)
             else:
-                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = layer(upsampled(h))
         return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
