@@ -130,9 +130,10 @@ def describe(
     first, relation, second = triple // (relations * shapes), triple // shapes % relations, triple % shapes
     colour = torch.ones_like(seen) if split == "all" else seen
     colour_1, colour_2 = pick(colour, first), pick(colour, second)
-    two = torch.rand(n, generator=generator, device=device) < (1.0 if split == "relations" else pairs)
+    two = torch.rand(n, generator=generator, device=device, dtype=torch.float32)
+    two = two < (1.0 if split == "relations" else pairs)
     if split == "objects":
-        at_first = (torch.rand(n, generator=generator, device=device) < 0.5) | ~two
+        at_first = (torch.rand(n, generator=generator, device=device, dtype=torch.float32) < 0.5) | ~two
         colour_1 = torch.where(at_first, pick(~seen, first), colour_1)
         colour_2 = torch.where(at_first, colour_2, pick(~seen, second))
     none = torch.full_like(first, -1)
@@ -225,33 +226,24 @@ def tokenize(texts: list[str]) -> Int[Tensor, "n length"]:
     return torch.stack([tokens(parse([text]))[0] if text.strip() else torch.zeros(LENGTH).long() for text in texts])
 
 
+_THING = [("an article", ["a"]), ("a size", [*SIZES]), ("a colour", [*COLOURS]), ("a shape", [*SHAPES])]
+_NEXT = ("'on' or a relation", ["on", *(name.split()[0] for name in RELATIONS)])
+_LAST = [("the word", ["on"]), ("a background", [*BACKGROUNDS]), ("its end", [None])]
+
+
 def _parse(text):
-    words, at = text.lower().replace(".", " ").split(), 0
-
-    def take(choices, what):
-        nonlocal at
-        at += 1
-        if words[at - 1 : at] and words[at - 1] in choices:
-            return list(choices).index(words[at - 1])
-        found = repr(words[at - 1]) if at <= len(words) else "the end"
-        raise ValueError(f"caption must have {what} ({', '.join(choices)}) as word {at}; got {found} in {text!r}")
-
-    def thing():
-        take(["a"], "an article")
-        size, colour = take(SIZES, "a size"), take(COLOURS, "a colour")
-        return [take(SHAPES, "a shape"), colour, size]
-
-    first, second, relation = thing(), [-1, -1, -1], 0
-    if words[at : at + 1] != ["on"]:
-        relation = 1 + take([name.split()[0] for name in RELATIONS], "'on' or a relation")
-        if relation <= 2:
-            take(["of"], "the word")
-        second = thing()
-    take(["on"], "the word")
-    background = take(BACKGROUNDS, "a background")
-    if at < len(words):
-        raise ValueError(f"caption must end after word {at}; got {words[at]!r} in {text!r}")
-    return [background, relation, *first, *second]
+    words, form, said = [*text.lower().replace(".", " ").split(), None], [*_THING, _NEXT], []
+    for place, word in enumerate(words, 1):
+        what, choices = form[place - 1]
+        if word not in choices:
+            either, found = ", ".join(filter(None, choices)), "the end" if word is None else repr(word)
+            raise ValueError(f"caption must have {what} ({either}) as word {place}; got {found} in {text!r}")
+        said.append(choices.index(word))
+        if place == 5:  # now it is known how many shapes there are
+            of = [("the word", ["of"])] if 1 <= said[4] <= 2 else []
+            form += [*of, *_THING, *_LAST] if said[4] else _LAST[1:]
+    second = said[-4:-7:-1] if said[4] else [-1, -1, -1]
+    return [said[-2], said[4], *said[3:0:-1], *second]
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,187 @@
+"""Scenes from captions, by diffusion on the latents of ``scene_vae`` (an hour on one CPU core with --bf16 --compile).
+
+An hour of a CPU is little for two shapes in the right places (see the card). A GPU has time for more:
+
+    python -m companion.train scenes --steps 60000 --batch 512 --images 500000 --bf16 --compile
+
+``scenes_refiner`` trains a model of the last steps from the weights of this one.
+"""
+
+import time
+
+import torch
+
+from companion import data, gpu, latent, metrics, recipes, scenes, zoo
+from companion.schedules import linspace
+from companion.training import EMA, rank, train
+
+TEXT = {"words": len(scenes.VOCABULARY), "length": scenes.LENGTH, "width": 48, "depth": 2}
+MODEL = {
+    "net": {
+        "class": "UNet",
+        "arguments": {"channels": 4, "width": 48, "multipliers": [1, 2], "attention": [0], "text": TEXT},
+    },
+    "schedule": {"class": "CosineVP", "arguments": {"s": 0.008}},
+    "kind": "v",
+}
+WALK, SCALE = 20, 3.0  # evaluations of DPM-Solver++(2M) and guidance scale of the figures on the card
+
+
+def main(arguments):
+    """Train on latents, measure, and write ``scenes.safetensors`` with its card."""
+    options = parser("scenes", __doc__, 9000)
+    options.add_argument("--autoencoder", default="scene_vae")
+    given = options.parse_args(arguments)
+    vae = zoo.load(given.autoencoder, device=gpu.device())
+    x0, tokens = latent.encoded(vae, given.images, seed=given.seed)
+    model, seconds = fit(MODEL, given, x0, tokens)
+    if rank():
+        return
+    about = {
+        "description": "Denoiser of the 8×8×4 latents of 64×64 scenes, told a caption as 12 tokens (zeros: none).",
+        "autoencoder": given.autoencoder,
+        "data": f"{given.images:,} scenes of companion.data.scenes, split 'seen', as latents of {given.autoencoder}",
+    }
+    write(model, given, options, MODEL, seconds, about, vae)
+
+
+def parser(name, text, steps):
+    """The options of a recipe that trains a model of captioned scenes."""
+    options = recipes.options(name, text, steps)
+    options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--images", type=int, default=60000, help="how many scenes to train on")
+    options.add_argument("--lr", type=float, default=1e-3)
+    options.add_argument("--samples", type=int, default=1000, help="how many to measure, of each split")
+    options.add_argument("--bf16", action="store_true", help="the network works in bfloat16")
+    options.add_argument("--compile", action="store_true", help="compile the network: minutes, and a C++ compiler")
+    options.add_argument("--checkpoint", type=zoo.Path)
+    options.add_argument("--metrics", type=zoo.Path, help="append a line of JSON here every hundred steps")
+    options.add_argument("--remark", help="a sentence for the card")
+    return options
+
+
+def fit(description, given, x0, tokens, *, start=None, times=None):
+    """The averaged model after training, its weights rounded as they will be stored, and the seconds it took."""
+    torch.manual_seed(given.seed)
+    model = zoo.build(description).to(gpu.device())
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    ema = EMA(model, decay=0.999)
+    if given.compile:
+        model.net.compile(dynamic=False)
+    began = time.perf_counter()
+    loop = train(
+        model,
+        x0,
+        cond=tokens,
+        steps=given.steps,
+        batch=given.batch,
+        lr=given.lr,
+        ema=ema,
+        seed=given.seed,
+        times=times,
+        autocast=torch.bfloat16 if given.bf16 else None,
+        checkpoint=given.checkpoint,
+        metrics=given.metrics,
+    )
+    for _ in loop:
+        pass
+    for p in ema.model.parameters():
+        p.copy_(p.half())
+    return ema.model, time.perf_counter() - began
+
+
+def write(model, given, options, description, seconds, about, vae=None, base=None):
+    """Weights, a picture of samples and the card; ``base`` is the model that this one refines."""
+    device, walk = gpu.device(), {} if base is None else {"refiner": model}
+    shown, first = data.scenes(40, seed=given.seed + 7).what.to(device), model if base is None else base
+    drawn = paint(first, shown, vae, given.seed, **walk)
+    picture(drawn, given.out / f"{given.name}.webp")
+    command = [f"python -m {options.prog}"]
+    for key in ("steps", "batch", "images", "lr", "seed"):
+        value = getattr(given, key)
+        command += [f"--{key} {value}"] if value != options.get_default(key) else []
+    command += [f"--{key}" for key in ("bf16", "compile") if getattr(given, key)]
+    card = {
+        **recipes.provenance(given, device),
+        "model": description,
+        "recipe": " ".join(command),
+        "batch": given.batch,
+        **about,
+        "seconds": round(seconds),
+        "grid": f"Forty scenes for captions of the kind that the model has seen; {WALK} evaluations by "
+        f"DPM-Solver++(2M), guidance scale {SCALE:g}.",
+        "metrics": measure(first, vae, given.samples, given.seed + 1, **walk),
+    }
+    card |= {"remark": given.remark} if given.remark else {}
+    zoo.save(given.name, model.net, card, given.out)
+
+
+def paint(model, what, vae, seed, *, scale=SCALE, steps=WALK, **options):
+    """Pictures of described scenes, in [-1, 1], in batches."""
+    ts, drawn = linspace(model.schedule, steps), []
+    for number, part in enumerate(scenes.tokens(what).split(250)):
+        drawn.append(
+            latent.text_to_image(
+                model, part, ts, vae=vae, guidance_scale=scale, seed=1000 * seed + number, **options
+            ).clamp(-1, 1)
+        )
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def judged(images, what, reader, reference):
+    """Figures of pictures for described scenes: the shares that the reader finds right, and the Fréchet distance."""
+    read = torch.cat([reader.read(part) for part in images.split(250)])
+    right = {key: value.double().mean().item() for key, value in scenes.agreement(read, what).items()}
+    two = what[:, 1] > 0
+    whole = scenes.agreement(read, what)["all"].double()
+    parts = {"one shape": whole[~two].mean().item() if (~two).any() else None}
+    parts["two shapes"] = whole[two].mean().item() if two.any() else None
+    features = torch.cat([reader.features(part) for part in images.split(250)])
+    distance = metrics.frechet_distance(features, reference).item()
+    found = {**right, **parts, "frechet": distance}
+    return {key: None if value is None else round(value, 4) for key, value in found.items()}
+
+
+@torch.no_grad()
+def features_of_others(reader, count, seed=4000):
+    """The reader's features of real scenes of the split "seen", against which distances are measured."""
+    images = data.scenes(count, seed=seed).images.to(next(reader.parameters()).device)
+    return torch.cat([reader.features(part) for part in images.split(250)])
+
+
+def measure(model, vae, count, seed, **walk):
+    """Captions of each split, drawn and read."""
+    device = gpu.device()
+    reader = zoo.load("scene_reader", device=device)
+    reference, found = features_of_others(reader, count), {}
+    for split in ("seen", "objects", "relations"):
+        what = data.scenes(count, seed=5000 + seed, split=split).what.to(device)
+        figures = judged(paint(model, what, vae, seed, **walk), what, reader, reference)
+        found[f"{count:,} captions, split '{split}'"] = {
+            NAMES.get(key, f"{key} right"): value for key, value in figures.items() if value is not None
+        }
+    real = data.scenes(count, seed=6000 + seed)
+    figures = judged(real.images.to(device), real.what.to(device), reader, reference)
+    found[f"{count:,} real scenes"] = {NAMES.get(key, f"{key} right"): value for key, value in figures.items()}
+    return found
+
+
+NAMES = {
+    "all": "everything right",
+    "one shape": "everything right, captions with one shape",
+    "two shapes": "everything right, captions with two shapes",
+    "frechet": "Fréchet distance of reader features to scenes 'seen'",
+}
+
+
+def picture(images, path):
+    """A sheet of pictures, ten in a row, as WebP."""
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    rows = (images.clamp(-1, 1) + 1).mul(127.5).round().byte().cpu().reshape(n // 10, 10, channels, height, width)
+    sheet = rows.permute(0, 3, 1, 4, 2).reshape(n // 10 * height, 10 * width, channels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet.numpy()).save(path, quality=80)
