@@ -28,12 +28,14 @@ def encoded(
     check.positive_int("n", n)
     check.positive_int("chunk", chunk)
     check.one_of("split", split, scenes.SPLITS)
-    generator = torch.Generator(next(vae.parameters()).device).manual_seed(seed)
+    device = next(vae.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    apart = torch.Generator(device).manual_seed(seed + 1)  # so that every vae gets the same scenes
     latents, words = [], []
     for first in range(0, n, chunk):
         what = scenes.describe(min(chunk, n - first), generator, split=split)
         images = scenes.draw(what, scenes.place(what, generator), SIZE, grain=0.02, generator=generator)
-        latents.append(vae.latents(images, _like(generator)))
+        latents.append(vae.latents(images, _like(apart)))
         words.append(scenes.tokens(what))
     return torch.cat(latents), torch.cat(words)
 

@@ -245,6 +245,30 @@ WRONG = {
             denoise, schedule, x, ts, sampler=samplers.euler_maruyama, kappa=0.0
         ),
     ],
+    "10.1": [lambda f: torch.log2(f), lambda f: 0.5 * torch.log(f)],
+    "10.2": [
+        lambda t, c: 2 / math.pi * torch.atan(torch.tan(math.pi * t / 2) / c),
+        lambda t, c: 2 / math.pi * torch.atan(c**2 * torch.tan(math.pi * t / 2)),
+    ],
+    "10.3": [lambda beta, d, n: 0.5 * d * beta, lambda beta, d, n: d * beta / n],
+    "10.4": [
+        lambda v, rate: (v.log().mean() - 2 * rate / len(v)).exp(),
+        lambda v, rate: v.max() * math.exp(-2 * rate),
+    ],
+    "10.5": [lambda r, tau: r**2 / ((1 - r**2) * tau**2), lambda r, tau: r / ((1 - r) * tau)],
+    "10.6": [
+        lambda z, entries: torch.linspace(-2.0, 2.0, len(entries), dtype=z.dtype),
+        lambda z, entries: torch.quantile(z, (torch.arange(len(entries)) + 0.5).to(z) / len(entries)),
+    ],
+    "11.1": [lambda net: lambda x, t: net(x, 1 - t), lambda net: lambda x, t: -net(x, t)],
+    "11.2": [lambda u, x, t: -(x - (1 - t) * u) / t, lambda u, x, t: -(x + (1 - t) * u)],
+    "11.3": [lambda tau, d: (2 - math.pi / 2) * tau * d, lambda tau, d: 2 * tau * d],
+    "11.4": [
+        lambda x, t, m, tau, c: -m + (t - (1 - t) * tau**2) / (t**2 + (1 - t) ** 2 * tau**2) * (x - (1 - t) * m),
+        lambda x, t, m, tau, c: -m + (t - (1 - t) * tau**2) / (t**2 + ((1 - t) * tau + c * t) ** 2) * (x - m),
+    ],
+    "11.5": [lambda tau, n: tau, lambda tau, n: tau * (1 - 1 / n)],
+    "11.6": [lambda x0, eps, bins: (x0, eps), lambda x0, eps, bins: (x0.sort().values, eps)],
     "2.7": [lambda L: (1 + L) ** -0.5, lambda L: (1 + 2 * L) / (1 + L) ** 2],
 }
 

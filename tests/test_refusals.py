@@ -8,7 +8,9 @@ import torch
 from conftest import refuses
 
 from companion import (
+    autoencoding,
     bench,
+    couplings,
     data,
     denoisers,
     drag,
@@ -18,11 +20,13 @@ from companion import (
     fokker_planck,
     forward,
     gpu,
+    latent,
     likelihood,
     losses,
     metrics,
     nets,
     predictions,
+    scenes,
     times,
     toy,
     training,
@@ -39,6 +43,8 @@ UP, NAN = GRID.flip(0), float("nan")
 MIXTURE = toy.GaussianMixture.four()
 DENOISE = MIXTURE.denoiser(SCHEDULE)
 MODEL = denoisers.Denoiser(nets.MLP(2, 8, 1), SCHEDULE, "v")
+WHAT, CAPTION = torch.zeros(3, 7, dtype=torch.int64), "a small red circle"
+VAE, PICTURES = nets.VAE(widths=(8,), blocks=1), torch.zeros(2, 3, 64, 64)
 
 
 def walk(sampler, ts=UP, **options):
@@ -68,6 +74,7 @@ TABLE_OF_ERRORS = {
     "schedules.leading": (lambda: S.leading(TABLE, 11), ValueError, "steps"),
     "schedules.karras": (lambda: S.karras(SCHEDULE, 5, rho=0.0), ValueError, "rho"),
     "schedules.uniform_log_snr": (lambda: S.uniform_log_snr(SCHEDULE, 5, t_end=2.0), ValueError, "t_end"),
+    "schedules.shifted": (lambda: S.shifted(GRID, 0.0), ValueError, "shift"),
     "schedules.rescale_zero_terminal_snr": (lambda: S.rescale_zero_terminal_snr(SCHEDULE), TypeError, "schedule"),
     "predictions.target_coefficients": (
         lambda: predictions.target_coefficients("noise", SCHEDULE, T),
@@ -100,6 +107,11 @@ TABLE_OF_ERRORS = {
     ),
     "denoisers.Clipped": (lambda: denoisers.Clipped(DENOISE, 1.0, 0.0), ValueError, "low"),
     "losses.simple_loss": (lambda: losses.simple_loss(MODEL, X, torch.ones(2)), ValueError, "t must have shape"),
+    "losses.flow_matching_loss": (
+        lambda: losses.flow_matching_loss(MODEL, X, torch.ones(2)),
+        ValueError,
+        "t must have shape",
+    ),
     "losses.continuous_elbo_weight": (lambda: losses.continuous_elbo_weight(SCHEDULE, 0.5), TypeError, "t must be"),
     "losses.elbo_weight": (lambda: losses.elbo_weight(SCHEDULE, T, "noise"), ValueError, "kind"),
     "losses.min_snr_weight": (lambda: losses.min_snr_weight(SCHEDULE, T, "v", 0.0), ValueError, "gamma"),
@@ -175,11 +187,28 @@ TABLE_OF_ERRORS = {
         "times must",
     ),
     "nets.Classifier": (lambda: nets.Classifier(width=12), ValueError, "width"),
+    "couplings.independent": (lambda: couplings.independent(X, X[:2]), ValueError, "noise and x0"),
+    "couplings.optimal_transport": (
+        lambda: couplings.optimal_transport(X, X, torch.zeros(2)),
+        ValueError,
+        "cond must have one",
+    ),
+    "couplings.reflow": (lambda: couplings.reflow(DENOISE, SCHEDULE, X, GRID, batch=0), ValueError, "batch must be"),
+    "couplings.transport_cost": (lambda: couplings.transport_cost(X, X[:2]), ValueError, "noise and x0"),
+    "couplings.straightness": (lambda: couplings.straightness(X[:, None], UP), ValueError, "ts must decrease"),
+    "times.logit_normal": (lambda: times.logit_normal(scale=0.0), ValueError, "scale"),
     "times.uniform": (lambda: times.uniform(SCHEDULE, 0), ValueError, "n must be"),
     "times.antithetic": (lambda: times.antithetic(SCHEDULE, 0), ValueError, "n must be"),
     "times.Importance": (lambda: times.Importance(SCHEDULE, uniform_share=0.0), ValueError, "uniform_share"),
+    "nets.CrossAttention": (lambda: nets.CrossAttention(8, 6, heads=3), ValueError, "channels must be a multiple"),
+    "nets.Discriminator": (lambda: nets.Discriminator(width=12), ValueError, "width"),
     "nets.MLP": (lambda: nets.MLP(0), ValueError, "dim"),
     "nets.DiT": (lambda: nets.DiT(patch=5), ValueError, "patch must be"),
+    "nets.TextEncoder": (lambda: nets.TextEncoder(9, 4, 8)(X.long()), ValueError, "tokens must be int64 of shape"),
+    "nets.Reader": (lambda: nets.Reader(width=12), ValueError, "width"),
+    "nets.VAE": (lambda: nets.VAE(widths=(12,)), ValueError, "widths"),
+    "nets.VQVAE": (lambda: nets.VQVAE(codebook=0), ValueError, "codebook"),
+    "nets.perplexity": (lambda: nets.perplexity(torch.arange(3), 2), ValueError, "indices must lie"),
     "nets.UNet": (lambda: nets.UNet(width=12), ValueError, "width"),
     "nets.timestep_embedding": (lambda: nets.timestep_embedding(torch.ones(3), 7), ValueError, "dim"),
     "nets.count.flops": (lambda: count.flops(nets.UNet(1, 8), X, T), ValueError, "x must have shape"),
@@ -195,6 +224,49 @@ TABLE_OF_ERRORS = {
     "data.digits": (lambda: data.digits("dev"), ValueError, "split"),
     "data.mnist": (lambda: data.mnist(size=30), ValueError, "size"),
     "data.parse_idx": (lambda: data.parse_idx(b"nonsense"), ValueError, "idx"),
+    "scenes.scenes": (lambda: scenes.scenes(3, split="test"), ValueError, "split"),
+    "scenes.describe": (lambda: scenes.describe(3, torch.Generator(), split="test"), ValueError, "split"),
+    "scenes.held_out": (lambda: scenes.held_out(WHAT), ValueError, "what must be"),
+    "scenes.canonical": (lambda: scenes.canonical(WHAT), ValueError, "what must be"),
+    "scenes.agreement": (lambda: scenes.agreement(WHAT, WHAT[:2]), ValueError, "found and asked"),
+    "scenes.captions": (lambda: scenes.captions(WHAT), ValueError, "what must be"),
+    "scenes.tokens": (lambda: scenes.tokens(WHAT), ValueError, "what must be"),
+    "scenes.parse": (lambda: scenes.parse([CAPTION]), ValueError, "caption must have 'on' or a relation"),
+    "scenes.tokenize": (lambda: scenes.tokenize([CAPTION]), ValueError, "caption must have 'on' or a relation"),
+    "scenes.place": (lambda: scenes.place(WHAT, torch.Generator()), ValueError, "what must be"),
+    "scenes.draw": (lambda: scenes.draw(WHAT, torch.zeros(3, 2, 4)), ValueError, "what must be"),
+    "autoencoding.drawn": (lambda: next(autoencoding.drawn(0)), ValueError, "batch"),
+    "autoencoding.perceptual_distance": (
+        lambda: autoencoding.perceptual_distance(None, PICTURES, PICTURES[:1]),
+        ValueError,
+        "x and y",
+    ),
+    "autoencoding.fit": (lambda: next(autoencoding.fit(VAE, [], steps=2, power=3)), ValueError, "power"),
+    "autoencoding.quantized": (lambda: autoencoding.quantized(VAE, 0), ValueError, "codebook"),
+    "autoencoding.latent_scale": (lambda: autoencoding.latent_scale(VAE, count=0), ValueError, "n must be"),
+    "autoencoding.measured": (lambda: autoencoding.measured(VAE, None, count=0), ValueError, "n must be"),
+    "autoencoding.reconstructed": (
+        lambda: autoencoding.reconstructed(VAE, PICTURES[:, :1]),
+        ValueError,
+        "x must have shape",
+    ),
+    "autoencoding.psnr": (lambda: autoencoding.psnr(PICTURES, PICTURES[:1]), ValueError, "x and y"),
+    "autoencoding.sharpness": (
+        lambda: autoencoding.sharpness(PICTURES, scenes.scenes(3)),
+        ValueError,
+        "images and real.images",
+    ),
+    "latent.encoded": (lambda: latent.encoded(VAE, 0), ValueError, "n must be"),
+    "latent.text_to_image": (
+        lambda: latent.text_to_image(MODEL, torch.zeros(3, 12).long(), UP, x=X, guidance_scale=1),
+        ValueError,
+        "ts must decrease",
+    ),
+    "latent.image_to_image": (
+        lambda: latent.image_to_image(MODEL, PICTURES, torch.zeros(3, 12).long(), GRID),
+        ValueError,
+        "images and tokens must be as many",
+    ),
     "metrics.sliced_wasserstein": (lambda: metrics.sliced_wasserstein(X, X[:, :1]), ValueError, "y"),
     "metrics.mmd": (lambda: metrics.mmd(X / 0, X), ValueError, "x"),
     "metrics.median_distance": (lambda: metrics.median_distance(X[:0], X), ValueError, "x"),
@@ -224,12 +296,14 @@ TABLE_OF_ERRORS = {
     "figures.density": (lambda: figures.density(figures.figure()[1], None, (0, 0, 1, 1)), (ValueError, TypeError), ""),
     "explore.slider": (lambda: explore.slider(1, 0), ValueError, "lo"),
     "explore.choice": (lambda: explore.choice(["a"]), ValueError, "values"),
+    "explore.typed": (lambda: explore.typed(["a", 1]), TypeError, "values"),
     "explore.explore": (lambda: explore.explore(lambda w: "x", w=[1, 2]), ValueError, "changes nothing"),
     "explore.build": (lambda: explore.build(lambda w: "x", v=[1, 2]), TypeError, "sliders"),
 }
 
 # What takes no argument that could be wrong, or is called by the functions above after their own checks.
 EXEMPT = {
+    "autoencoding": {"Fitted", "hinge_loss"},
     "bench": {"names"},
     "data": {"cache_folder"},
     "explore": {"Control", "Explorer", "check_alive", "dedupe"},
@@ -240,12 +314,15 @@ EXEMPT = {
     "losses": {"Bound", "StepWeights"},
     "metrics": {"PrecisionRecall"},
     "samplers": {"State", "Node", "between", "fresh_noise", "added_noise", "transfer", "exponential_weights"},
+    "scenes": {"Scenes", "signed_distance"},
     "times": {"Times"},
     "training": {"Progress", "distributed", "rank"},
     "zoo": {"names"},
 }
 MODULES = "toy schedules predictions forward denoisers losses samplers nets times training data metrics zoo gpu".split()
 MODULES += ["bench", "verify", "exercises", "figures", "explore", "likelihood", "fokker_planck", "drag", "nets.count"]
+MODULES += ["couplings"]
+MODULES += ["scenes", "autoencoding", "latent"]
 
 
 def public(name):

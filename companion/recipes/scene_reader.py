@@ -14,7 +14,7 @@ BATCH = 64
 
 def main(arguments):
     """Train on scenes drawn as it goes, measure, and write ``scene_reader.safetensors`` with its card."""
-    options = recipes.options("scene_reader", __doc__, 4000)
+    options = recipes.options("scene_reader", __doc__, 3000)
     given = options.parse_args(arguments)
 
     device = gpu.device()
@@ -30,7 +30,7 @@ def main(arguments):
             "description": "Reader of 64×64 scenes: background, relation, shapes, colours and sizes; its 64 features "
             "measure the distance between pictures.",
             "model": MODEL,
-            "recipe": "python -m companion.train scene_reader",
+            "recipe": f"python -m companion.train scene_reader --steps {given.steps} --seed {given.seed}",
             "data": "companion.data.scenes, split 'all', drawn while training; a third of them blurred, each with "
             "noise of its own strength",
             **recipes.provenance(given, device),

@@ -54,7 +54,8 @@ def trained(given, net):
 
 def write(given, model, net, seconds, description):
     """Weights and card."""
-    flags = " --bf16" if given.bf16 else ""
+    told = {key: getattr(given, key) for key in ("steps", "batch", "lr", "kl", "seed")}
+    flags = "".join(f" --{key} {value}" for key, value in told.items()) + (" --bf16" if given.bf16 else "")
     zoo.save(
         given.name,
         net,
@@ -62,7 +63,7 @@ def write(given, model, net, seconds, description):
             **({"remark": given.remark} if given.remark else {}),
             "description": description,
             "model": model,
-            "recipe": f"python -m companion.train {given.name} --steps {given.steps}{flags}",
+            "recipe": f"python -m companion.train {given.name}{flags}",
             "data": "companion.data.scenes, split 'seen', drawn while training",
             **recipes.provenance(given, gpu.device()),
             "batch": given.batch,
