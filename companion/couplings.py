@@ -51,16 +51,17 @@ def optimal_transport(
     order = torch.arange(len(x0), device=x0.device)
     for which in group.unique():
         members = (group == which).nonzero()[:, 0].to(x0.device)
-        order[members] = members[_assignment(x0[members], noise[members]).to(members.device)]
+        order[members] = members[_assignment(x0[members], noise[members])]
     return noise[order]
 
 
 def _assignment(x0, noise):
     """Which noise each sample gets: the permutation of least total squared distance."""
     if len(x0) == 1:
-        return torch.zeros(1, dtype=torch.long)
+        return torch.zeros(1, dtype=torch.long, device=x0.device)
     import ot
 
+    device = x0.device
     x0, noise = (side.flatten(1).cpu().double() for side in (x0, noise))
     # −x0·noise ranks the orders as ||x0 − noise||² does, whose other two terms no order changes; POT's solver takes
     # costs below zero for infeasible now and then
@@ -68,7 +69,7 @@ def _assignment(x0, noise):
     chosen = ot.emd([], [], (cost - cost.min()).numpy(), numItermax=10_000_000).argmax(1)
     if len(set(chosen.tolist())) < len(chosen):
         raise RuntimeError(f"the optimal transport of {len(chosen)} pairs was not found")
-    return torch.as_tensor(chosen)
+    return torch.as_tensor(chosen, device=device)
 
 
 def reflow(

@@ -47,17 +47,27 @@ def test_the_stored_result_is_whole():
     whole(result, ALL)
     assert len(flow.table(result).splitlines()) == 1 + len(result["rows"]) + len(result["real"]) + len(ALL)
     assert {row["evaluations"] for row in result["rows"]} >= {1, 2, 5, 10, 25, 50}
-    for card in map(zoo.card, ("mnist_flow", "mnist_diffusion")):
-        assert f"{card['steps']:,} steps" in result["protocol"]["networks"]
+    for card in result["cards"].values():
+        assert f"{card['name']}, {card['steps']:,} steps" in result["protocol"]["networks"]
 
 
 def test_the_two_are_of_equal_training():
-    """The same network, data, batches, seed and steps."""
-    flow_card, other = zoo.card("mnist_flow"), zoo.card("mnist_diffusion")
-    for key in ("steps", "seed", "batch", "data", "hardware", "versions", "parameters"):
-        assert flow_card[key] == other[key], key
-    assert flow_card["model"]["net"] == other["model"]["net"] == zoo.card("mnist_reflow")["model"]["net"]
-    assert (flow_card["model"]["kind"], other["model"]["kind"]) == ("velocity", "v")
+    """The same network, data, batches, seed and steps; and two of the three are those that ship."""
+    cards = bench.load("flow")["cards"]
+    for key in ("steps", "seed", "batch", "data", "hardware", "parameters"):
+        assert cards["flow"][key] == cards["diffusion"][key], key
+    assert cards["flow"]["model"]["net"] == cards["diffusion"]["model"]["net"] == cards["reflow"]["model"]["net"]
+    assert (cards["flow"]["model"]["kind"], cards["diffusion"]["model"]["kind"]) == ("velocity", "v")
+    for name in ("flow", "reflow"):
+        shipped = zoo.card(f"mnist_{name}")
+        assert all(shipped[key] == value for key, value in cards[name].items())
+
+
+def test_a_model_that_does_not_ship_is_to_be_trained_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(flow.WEIGHTS, "diffusion", "mnist_nobody_has_it")
+    with pytest.raises(SystemExit):
+        command.main(["flow", "--models", "diffusion", "--out", str(tmp_path)])
+    assert "python -m companion.train mnist --name mnist_diffusion" in capsys.readouterr().err
 
 
 def test_the_stored_result_says_what_theory_says():
@@ -107,6 +117,7 @@ def test_a_small_run_of_the_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "KNOWN", 60)
     monkeypatch.setattr(quality, "FINE", 3)
     monkeypatch.setattr(flow, "FINE", 3)
+    monkeypatch.setitem(flow.WEIGHTS, "diffusion", "mnist")
     small = "--seeds 1 --samples 8 --paths 2 --evaluations 1 --models diffusion flow reflow --out".split()
     assert command.main(["flow", *small, str(tmp_path)]) == 0
     monkeypatch.setattr(bench, "FOLDER", tmp_path)

@@ -5,6 +5,7 @@ kind alone: the same network, images, batches, times, noise and steps. ``mnist_r
 that the flow made. Beside them the exact denoiser of the image mixture on the diffusion's schedule and on the straight
 path: one ODE in two coordinates, where nothing is wrong but the steps. With more time, and in float32:
 
+    python -m companion.train mnist --name mnist_diffusion --steps 2500 --bf16 --compile
     python -m companion.bench flow --seeds 5 --samples 10000 --paths 500 --evaluations 1 2 3 5 10 25 50 100 250
 """
 
@@ -21,6 +22,8 @@ from companion.denoisers import reschedule
 
 WEIGHTS = {"diffusion": "mnist_diffusion", "flow": "mnist_flow", "reflow": "mnist_reflow"}
 EXACT = {"exact, cosine": schedules.CosineVP(0.008), "exact, straight": schedules.RectifiedFlow()}
+# this one does not ship: it is there to compare with
+TRAINED = {"mnist_diffusion": "python -m companion.train mnist --name mnist_diffusion --steps 2500 --bf16 --compile"}
 METHODS = ("ddim", "dpmpp_2m")  # on the straight path the first is Euler's method; one evaluation a step
 STRAIGHT = schedules.RectifiedFlow()
 FINE = 50  # steps of dpmpp_2m along which paths are followed
@@ -55,6 +58,8 @@ def main(arguments):
     options.add_argument("--compile", action="store_true", help="compile the networks: a minute, and a C++ compiler")
     options.add_argument("--out", type=zoo.Path, default=bench.FOLDER)
     given = options.parse_args(arguments)
+    if missing := {WEIGHTS[name] for name in given.models if name in WEIGHTS} - set(zoo.names()):
+        options.error(f"train {', '.join(sorted(missing))} first: {TRAINED['mnist_diffusion']}")
 
     began, rows, paths, real, known = time.perf_counter(), [], [], {}, {}
     for name in given.models:
@@ -148,6 +153,12 @@ def described(rows, paths, real, given, seconds):
             "last step, so that it is left out at one and two evaluations, where it is ddim",
             "features": f"the 64 of {quality.READER}",
             "network": "bfloat16 for samples, float32 for paths" if given.bf16 else "float32",
+        },
+        "cards": {
+            name: {
+                key: card[key] for key in ("name", "steps", "seed", "batch", "data", "hardware", "model", "parameters")
+            }
+            for name, card in trained.items()
         },
         "quantities": QUANTITIES,
         "real": real,
