@@ -5,6 +5,7 @@ A chapter calls ``check("1.2", answer)``. Adding an exercise is adding one funct
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -657,3 +658,144 @@ def _9_5(answer):
 def _9_6(answer):
     """A single-step solver in the data form: second order, measured on Gaussian data."""
     _second_order(answer, schedules.LinearVP(), 0.9)
+
+
+# ---- chapter 10 -----------------------------------------------------------------------------------------------------
+
+
+def _10_1(answer):
+    """What a coordinate above the water saves, as a difference of two rates, in bits."""
+    factor, variance, level = _grid(1.0, 40.0), 100.0, 0.7
+    _same(
+        answer(factor), torch.log2(math.sqrt(variance / level) / (variance / (factor * level)).sqrt()), "factors", 1e-9
+    )
+
+
+def _10_2(answer):
+    """The time at which codes that were not scaled are as noisy, by bisection in the log-SNR."""
+    path = schedules.CosineVP(0.0)
+    for c in (0.18, 1.0, 5.5):
+        t = _grid(0.1, 0.9)
+        wanted = path.time_of(path.half_log_snr(t) - math.log(c))
+        _same(answer(t, torch.tensor(c, dtype=torch.float64)), wanted, f"t from 0.1 to 0.9, c = {c}", 1e-6)
+
+
+def _10_3(answer):
+    """The variance at which the bound, times a constant, is the program's loss."""
+    for beta, d, n in ((1e-3, 12288, 256), (0.5, 4, 4), (2.0, 10, 3)):
+        of_bound = torch.tensor(
+            [[1 / d, 0.0], [0.0, beta / n]], dtype=torch.float64
+        )  # of the error's sum, the KL's sum
+        wanted = 0.5 * of_bound[1, 1] / of_bound[0, 0]
+        _same(torch.as_tensor(answer(beta, d, n), dtype=torch.float64) / wanted, wanted / wanted, f"d = {d}, n = {n}")
+
+
+def _10_4(answer):
+    """The water level, by bisection on the rate."""
+    for variances, rate in (([4.0, 1.5, 0.7, 0.3, 0.02], 1.7), ([2.0, 2.0, 1.9], 0.05), ([1.0, 9.0], 6.0)):
+        variances = torch.tensor(variances, dtype=torch.float64)
+        low, high = torch.tensor(1e-12, dtype=torch.float64), variances.max()
+        for _ in range(200):
+            level = (low + high) / 2
+            costs = 0.5 * (variances / level).clamp(min=1).log().sum() > rate
+            low, high = (level, high) if costs else (low, level)
+        _same(answer(variances, rate), level, f"{len(variances)} variances, {rate} nats", 1e-7)
+
+
+def _10_5(answer):
+    """The SNR whose posterior draws have this correlation: from the joint Gaussian of three, by its covariances."""
+    for tau in (0.5, 1.0, 3.0):
+        snr = _grid(0.05, 20.0)
+        told = (snr * tau**2) ** 2 / (snr * tau**2 + 1) / snr / tau**2  # Var E[z0 | z_t] over Var z0, at alpha² = snr
+        _same(answer(told, tau), snr, f"tau = {tau}", 1e-6)
+
+
+def _10_6(answer):
+    """The best codebooks of a Gaussian, by what they lose (Max 1960, table 1)."""
+    shares = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    z = torch.special.ndtri(shares)
+    for number, lost in ((2, 0.3634), (4, 0.1175), (8, 0.03454)):
+        first = torch.linspace(-0.5, 2.0, number, dtype=torch.float64)
+        first[-1] = 100.0  # serves nobody until it is moved
+        found = answer(z, first)
+        _same(None if found is None else found.sort()[0], found, f"{number} entries, in ascending order")
+        loss = (z[:, None] - found).square().amin(1).mean()
+        _same(loss, torch.tensor(lost, dtype=torch.float64), f"mean squared error of {number} entries", 4e-4)
+
+
+# ---- chapter 11 -----------------------------------------------------------------------------------------------------
+
+
+def _11_1(answer):
+    """The velocity of Gaussian data: in the papers' convention by regression, in the book's from the denoiser."""
+    x, m, tau = _grid(-2, 2)[:, None], 0.7, 0.4
+
+    def net(x, s):  # E[data − noise | s data + (1 − s) noise = x]
+        return m + (s * tau**2 - (1 - s)) / (s**2 * tau**2 + (1 - s) ** 2) * (x - s * m)
+
+    found, law = answer(net), GaussianMixture([1.0], [[m]], stds=[tau])
+    for t in (0.1, 0.5, 0.9):
+        _same(found(x, t), (x - law.denoise(x, 1 - t, t)) / t, f"t = {t}", 1e-9)
+
+
+def _11_2(answer):
+    """The score of the mixture from its velocity on the straight path."""
+    x, law = _grid(-2, 2)[:, None], GaussianMixture.two()
+    for t in (0.1, 0.6, 1.0):
+        u = (x - law.denoise(x, 1 - t, t)) / t
+        _same(answer(u, x, t), law.score(x, 1 - t, t), f"t = {t}", 1e-8)
+
+
+def _11_3(answer):
+    """The variance of ε − x0 given x_t of correlated Gaussian pairs, averaged over time, by quadrature."""
+    t = (_grid(0, 1, 20_001)[1:] + _grid(0, 1, 20_001)[:-1]) / 2
+    for tau, c, d in [(0.3, 0.0, 2), (1.0, 0.8, 1), (2.0, 0.5, 5)]:
+        covariance = t - (1 - t) * tau**2 + (1 - 2 * t) * c * tau
+        variance = t**2 + 2 * c * t * (1 - t) * tau + (1 - t) ** 2 * tau**2
+        wanted = d * (1 - 2 * c * tau + tau**2 - covariance**2 / variance).mean()
+        given = (torch.tensor(value, dtype=torch.float64) for value in (tau, c))
+        _same(answer(*given, d), wanted, f"tau = {tau}, c = {c}, d = {d}", 1e-5)
+
+
+def _11_4(answer):
+    """The velocity of one Gaussian coupled to its noise, by regression with the covariance matrix of the pair."""
+    x = _grid(-2, 2)
+    for m, tau, c in [(0.0, 1.0, 0.0), (0.5, 0.6, 0.7), (-1.0, 2.0, -0.4)]:
+        pair = torch.tensor([[tau**2, c * tau], [c * tau, 1.0]], dtype=torch.float64)
+        means, rate = torch.tensor([m, 0.0], dtype=torch.float64), torch.tensor([-1.0, 1.0], dtype=torch.float64)
+        for t in (0.2, 0.5, 0.9):
+            point = torch.tensor([1 - t, t], dtype=torch.float64)
+            wanted = rate @ means + (rate @ pair @ point) / (point @ pair @ point) * (x - point @ means)
+            _same(answer(x, t, m, tau, c), wanted, f"m = {m}, tau = {tau}, c = {c}, t = {t}", 1e-9)
+
+
+def _11_5(answer):
+    """The factor of Euler's walk down the straight path, by the package's sampler."""
+    path, x = schedules.RectifiedFlow(), torch.ones(1, 1, dtype=torch.float64)
+    for tau, n in [(0.4, 1), (0.4, 5), (1.0, 3), (2.0, 8)]:
+        denoise = GaussianMixture([1.0], [[0.0]], stds=[tau]).denoiser(path)
+        _same(answer(tau, n), sample(denoise, path, x, _grid(1, 0, n + 1))[0, 0], f"tau = {tau}, n = {n}", 1e-9)
+
+
+def _11_6(answer):
+    """One round of reflow on the line, against a walk by NumPy for few groups; for many, ranks are kept."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = GaussianMixture.two().sample(16_384, generator=generator)[:, 0]
+    eps = torch.randn(16_384, generator=generator, dtype=torch.float64)
+    for n, bins in [(512, 2), (1024, 8)]:
+        z0, z1 = answer(x0[:n], eps[:n], bins)
+        _same(z1, eps[:n], f"the noises of {n} pairs")
+        _same(z0, _walk(x0[:n], eps[:n], bins), f"the ends of {n} particles, {bins} groups", 1e-6)
+    z0, _ = answer(x0, eps, 64)
+    missed = (torch.as_tensor(z0)[eps.argsort()] - x0.sort().values).abs().mean()
+    _same(missed, torch.zeros((), dtype=torch.float64), "mean distance from the datum of the same rank", 0.04)
+
+
+def _walk(x0, eps, bins):
+    """Fifty Euler steps from the noises by the groups' mean velocities."""
+    pairs, z = np.stack([x0.numpy(), eps.numpy()]), eps.numpy()
+    for t in np.linspace(1, 0, 51)[:-1]:
+        x = (1 - t) * pairs[0] + t * pairs[1]
+        groups = np.split(np.argsort(x, kind="stable"), bins)
+        z = z - 0.02 * np.interp(z, [x[g].mean() for g in groups], [(pairs[1] - pairs[0])[g].mean() for g in groups])
+    return torch.from_numpy(z)

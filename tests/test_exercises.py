@@ -106,6 +106,17 @@ def equal_shares(lam, density, steps):
     return lam[torch.searchsorted(share, torch.linspace(0, 1, steps + 1).double() * share[-1]).clamp(max=len(lam) - 1)]
 
 
+def _lloyd(z, entries, idle):
+    """Exercise 10.6 by one who forgets entries that serve nobody: they stay, or become 0/0."""
+    for _ in range(200):
+        entries = entries.sort()[0]
+        nearest = torch.bucketize(z, (entries[1:] + entries[:-1]) / 2)
+        sums = torch.zeros_like(entries).index_add(0, nearest, z)
+        counts = torch.bincount(nearest, minlength=len(entries))
+        entries = sums / counts if idle == "nan" else torch.where(counts > 0, sums / counts.clamp(min=1), entries)
+    return entries
+
+
 WRONG = {
     "1.1": [1.0, 1 / math.sqrt(2)],
     "1.2": [lambda t: 1 / torch.tan(torch.pi * t / 2), lambda t: torch.tan(torch.pi * t / 2) ** 2],
@@ -257,18 +268,26 @@ WRONG = {
     ],
     "10.5": [lambda r, tau: r**2 / ((1 - r**2) * tau**2), lambda r, tau: r / ((1 - r) * tau)],
     "10.6": [
-        lambda z, entries: torch.linspace(-2.0, 2.0, len(entries), dtype=z.dtype),
         lambda z, entries: torch.quantile(z, (torch.arange(len(entries)) + 0.5).to(z) / len(entries)),
+        lambda z, entries: _lloyd(z, entries, idle="stay"),
+        lambda z, entries: _lloyd(z, entries, idle="nan"),
     ],
     "11.1": [lambda net: lambda x, t: net(x, 1 - t), lambda net: lambda x, t: -net(x, t)],
     "11.2": [lambda u, x, t: -(x - (1 - t) * u) / t, lambda u, x, t: -(x + (1 - t) * u)],
-    "11.3": [lambda tau, d: (2 - math.pi / 2) * tau * d, lambda tau, d: 2 * tau * d],
+    "11.3": [
+        lambda tau, c, d: d * tau * math.pi / 2 * torch.sqrt(1 - c**2),
+        lambda tau, c, d: d * tau * torch.arccos(c),
+    ],
     "11.4": [
         lambda x, t, m, tau, c: -m + (t - (1 - t) * tau**2) / (t**2 + (1 - t) ** 2 * tau**2) * (x - (1 - t) * m),
         lambda x, t, m, tau, c: -m + (t - (1 - t) * tau**2) / (t**2 + ((1 - t) * tau + c * t) ** 2) * (x - m),
     ],
     "11.5": [lambda tau, n: tau, lambda tau, n: tau * (1 - 1 / n)],
-    "11.6": [lambda x0, eps, bins: (x0, eps), lambda x0, eps, bins: (x0.sort().values, eps)],
+    "11.6": [
+        lambda x0, eps, bins: (x0, eps),
+        lambda x0, eps, bins: (x0.sort().values, eps),
+        lambda x0, eps, bins: (x0.sort().values[eps.argsort().argsort()], eps),
+    ],
     "2.7": [lambda L: (1 + L) ** -0.5, lambda L: (1 + 2 * L) / (1 + L) ** 2],
 }
 
