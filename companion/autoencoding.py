@@ -137,7 +137,7 @@ def quantized(vae: VAE, codebook: int, *, seed: int = 0) -> VQVAE:
 
     It is a start for training: the encoder's means take the place of z.
     """
-    made = VQVAE(vae.channels, vae.latent, vae.widths, vae.blocks, vae.patch, codebook).to(vae.scale.device)
+    made = VQVAE(vae.channels, vae.latent, vae.widths, vae.blocks, vae.patch, codebook).to(vae.scale)
     body = {key: value.clone() for key, value in vae.state_dict().items() if key != "scale"}
     last = f"encoder.{len(vae.encoder) - 1}"
     for key in (f"{last}.weight", f"{last}.bias"):

@@ -28,7 +28,8 @@ QUANTITIES = {
     "shapes": "share in which every shape is right (and so is their number)",
     "colours": "share in which every colour is right",
     "sizes": "share in which every size is right",
-    "relation": "share with the right relation, or none",
+    "relation": "share with two shapes beside or above each other as asked, or one alone; which is on which side "
+    "counts under shapes and colours",
     "frechet": f"Fréchet distance of {READER}'s features to those of as many real scenes of the split 'seen'",
 }
 

@@ -29,7 +29,8 @@ QUANTITIES = {
     "loss_without": "the same without captions",
     "adherence": f"share of the pictures in which {READER} finds everything that the caption says",
     "colours": "share in which every colour is right",
-    "relation": "share with the right relation, or none",
+    "relation": "share with two shapes beside or above each other as asked, or one alone; which is on which side "
+    "counts under shapes and colours",
     "seconds": "of training",
 }
 

@@ -169,6 +169,7 @@ def measure(model, vae, count, seed, **walk):
 
 
 NAMES = {
+    "relation": "beside or above right",
     "all": "everything right",
     "one shape": "everything right, captions with one shape",
     "two shapes": "everything right, captions with two shapes",
