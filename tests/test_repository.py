@@ -102,7 +102,7 @@ def test_citation_is_complete():
     assert citation["license"] == PROJECT["license"] and set(citation["keywords"]) <= set(PROJECT["keywords"])
 
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "ot": "pot", "PIL": "pillow", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
 PEERS = {"diffusers"}  # what benchmarks compare with where it is installed
 ALONGSIDE = {"pillow": "matplotlib", "cycler": "matplotlib"}  # matplotlib requires them, whatever its version
 

@@ -1,7 +1,7 @@
 """The set-up cell, the first code cell of every chapter: its text for a given address. The one place it is written."""
 
 # What a hosted notebook may lack. Never torch, numpy or ipywidgets: the host's own versions belong together.
-SMALL = "jaxtyping safetensors platformdirs"
+SMALL = "jaxtyping safetensors platformdirs POT"
 
 UNSET = """\
 # Set-up, the same in every chapter: it needs the book's package, `companion`.
