@@ -26,6 +26,14 @@ def parts(name, file):
                 yield f"companion.{name}.{inner.stem}"
 
 
+def handed_on(file, listed):
+    """Names that a module has from another module with a page of its own: they are described there."""
+    others = {f"companion.{name}" for name, _ in listed}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module in others:
+            yield from (alias.name for alias in node.names)
+
+
 def first_line(file):
     """The first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
@@ -42,9 +50,9 @@ def pages(root=chapters.ROOT):
         "whose checks call it.\n\n| module | its one idea |\n|---|---|\n" + rows + "\n",
     )
     for name, file in listed:
-        directives = "\n".join(
-            f".. automodule:: {part}\n   :members:\n   :show-inheritance:\n" for part in parts(name, file)
-        )
+        without = ", ".join(sorted(handed_on(file, listed)))
+        options = "   :members:\n   :show-inheritance:\n" + (f"   :exclude-members: {without}\n" if without else "")
+        directives = "\n".join(f".. automodule:: {part}\n{options}" for part in parts(name, file))
         yield f"{name}.md", f"# `companion.{name}`\n\n```{{eval-rst}}\n{directives}```\n"
 
 
