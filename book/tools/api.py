@@ -27,11 +27,14 @@ def parts(name, file):
 
 
 def handed_on(file, listed):
-    """Names that a module has from another module with a page of its own: they are described there."""
-    others = {f"companion.{name}" for name, _ in listed}
+    """Names in a module's ``__all__`` that it has from another module with a page of its own: described there."""
+    others, imported, public = {f"companion.{name}" for name, _ in listed}, set(), set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.module in others:
-            yield from (alias.name for alias in node.names)
+            imported |= {alias.name for alias in node.names}
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            public = set(ast.literal_eval(node.value))
+    return imported & public
 
 
 def first_line(file):
