@@ -19,11 +19,12 @@ SIZE = 64  # of the pictures
 
 @torch.no_grad()
 def encoded(
-    vae, n: int, *, seed: int = 0, split: str = "seen", chunk: int = 500
+    vae, n: int, *, seed: int = 0, split: str = "seen", pairs: float | int = 0.5, chunk: int = 500
 ) -> tuple[Float[Tensor, "n latent h w"], Int[Tensor, "n length"]]:
     """(latents, tokens) of n scenes: what a text-to-image model is trained on, made without keeping a picture.
 
-    ``latents`` are draws of ``vae.latents``, on the vae's device. Raises ValueError as ``scenes.scenes`` does.
+    ``latents`` are draws of ``vae.latents``, on the vae's device; a share ``pairs`` of the scenes has two shapes.
+    Raises ValueError as ``scenes.scenes`` does.
     """
     check.positive_int("n", n)
     check.positive_int("chunk", chunk)
@@ -33,7 +34,7 @@ def encoded(
     apart = torch.Generator(device).manual_seed(seed + 1)  # so that every vae gets the same scenes
     latents, words = [], []
     for first in range(0, n, chunk):
-        what = scenes.describe(min(chunk, n - first), generator, split=split)
+        what = scenes.describe(min(chunk, n - first), generator, split=split, pairs=pairs)
         images = scenes.draw(what, scenes.place(what, generator), SIZE, grain=0.02, generator=generator)
         latents.append(vae.latents(images, _like(apart)))
         words.append(scenes.tokens(what))

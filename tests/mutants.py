@@ -790,7 +790,6 @@ GROUPS = [
                 "(3, self.heads, -1)).permute(2, 0, 1, 3, 4)",
                 "heads that attend to each other, not tokens",
             ),
-            ("timestep_embedding(columns,", "timestep_embedding(rows,", "rows told twice, and no columns"),
             ("self.norm(tokens) * (1 + scale)", "self.norm(tokens) * scale", "a last scale that starts at 0"),
             (".mT + self.places", ".mT", "tokens without positions"),
         ],
@@ -817,6 +816,24 @@ GROUPS = [
         "nets/text.py",
         ["test_nets.py::test_a_text_says_what_to_show[dit]"],
         [("self.word(tokens) + self.places", "self.word(tokens)", "words without an order")],
+    ),
+    (
+        "nets/embedding.py",
+        ["test_nets.py::test_places_against_their_definition"],
+        [
+            ("for n in (rows, columns)", "for n in (columns, columns)", "columns told twice, and no rows"),
+            ("across.repeat(height, 1)", "across.repeat_interleave(height, 0)", "columns in the order of the rows"),
+        ],
+    ),
+    (
+        "nets/unet.py",
+        ["test_nets.py::test_every_pixel_of_a_unet_is_told_its_place"],
+        [("h = h + place_embedding", "h = place_embedding", "places in the pixels' stead")],
+    ),
+    (
+        "nets/unet.py",
+        ["test_nets.py::test_a_unet_s_heads_are_those_of_an_independent_library"],
+        [("max(1, channels // head)", "max(1, channels // 32)", "heads of one width, whatever was asked for")],
     ),
     (
         "nets/embedding.py",

@@ -9,7 +9,17 @@ import torch
 from conftest import refuses
 from torch.nn import functional as F
 
-from companion.nets import MLP, Classifier, CrossAttention, DiT, TextEncoder, UNet, count, timestep_embedding
+from companion.nets import (
+    MLP,
+    Classifier,
+    CrossAttention,
+    DiT,
+    TextEncoder,
+    UNet,
+    count,
+    place_embedding,
+    timestep_embedding,
+)
 from companion.nets.dit import DiTBlock, JointBlock
 from companion.nets.unet import Attention, upsampled
 
@@ -207,6 +217,43 @@ def test_attention_at_a_level_sees_across_it():
         (seen,) = torch.autograd.grad(net(x, t)[0, 0, 0, 0], x)
         reach[levels] = (seen[0, 0, 0] != 0).sum().item()
     assert reach == {(): 9, (0,): 16}
+
+
+def test_places_against_their_definition():
+    over = 10000 ** (-torch.arange(3) / 3)
+    want = [
+        torch.cat([(row * over).cos(), (row * over).sin(), (column * over).cos(), (column * over).sin()])
+        for row in range(2)
+        for column in range(5)
+    ]
+    torch.testing.assert_close(place_embedding(2, 5, 12), torch.stack(want))
+    for height, dim, word in ((0, 8, "height"), (2, 6, "dim"), (2, 0, "dim")):
+        with refuses(ValueError, f"{word} must be"):
+            place_embedding(height, 2, dim)
+
+
+def test_every_pixel_of_a_unet_is_told_its_place():
+    x, t = torch.randn(3, 2, 4, 8), torch.rand(3)
+    net, plain = warm(UNet(2, 16, (1, 2), places=True)), UNet(2, 16, (1, 2))
+    plain.load_state_dict(net.state_dict())  # places are no weights: what was trained without them still loads
+    assert not torch.allclose(net(x, t), plain(x, t), atol=1e-2)
+    stem = plain.stem.forward
+    plain.stem.forward = lambda x: stem(x) + place_embedding(4, 8, 16).reshape(4, 8, 16).permute(2, 0, 1)
+    torch.testing.assert_close(net(x, t), plain(x, t))
+
+
+@pytest.mark.parametrize("head,heads", [(32, 1), (16, 2), (8, 4)])
+def test_a_unet_s_heads_are_those_of_an_independent_library(head, heads):
+    net = warm(UNet(1, 32, (1,), head=head)).middle[1]
+    other = torch.nn.MultiheadAttention(32, heads, batch_first=True)
+    with torch.no_grad():
+        for theirs, mine in (("in_proj_", net.qkv), ("out_proj.", net.out)):
+            for kind in ("weight", "bias"):
+                other.get_parameter(theirs + kind).copy_(getattr(mine, kind).squeeze())
+    x = torch.randn(2, 32, 3, 5)
+    seen = net.norm(x).flatten(2).mT
+    want = x + other(seen, seen, seen)[0].mT.unflatten(-1, (3, 5))
+    torch.testing.assert_close(net(x), want, atol=1e-5, rtol=1e-5)
 
 
 def by_hand(net, x, t, cond):

@@ -210,6 +210,7 @@ TABLE_OF_ERRORS = {
     "nets.VQVAE": (lambda: nets.VQVAE(codebook=0), ValueError, "codebook"),
     "nets.perplexity": (lambda: nets.perplexity(torch.arange(3), 2), ValueError, "indices must lie"),
     "nets.UNet": (lambda: nets.UNet(width=12), ValueError, "width"),
+    "nets.place_embedding": (lambda: nets.place_embedding(2, 2, 6), ValueError, "dim"),
     "nets.timestep_embedding": (lambda: nets.timestep_embedding(torch.ones(3), 7), ValueError, "dim"),
     "nets.count.flops": (lambda: count.flops(nets.UNet(1, 8), X, T), ValueError, "x must have shape"),
     "nets.count.parameters": (lambda: count.parameters(DENOISE), TypeError, "net must be"),

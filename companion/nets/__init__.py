@@ -6,7 +6,7 @@
 from companion.nets.autoencoder import VAE, VQVAE, Discriminator, perplexity
 from companion.nets.classifier import Classifier
 from companion.nets.dit import DiT
-from companion.nets.embedding import timestep_embedding
+from companion.nets.embedding import place_embedding, timestep_embedding
 from companion.nets.mlp import MLP
 from companion.nets.reader import Reader
 from companion.nets.text import CrossAttention, TextEncoder
@@ -24,5 +24,6 @@ __all__ = [
     "VAE",
     "VQVAE",
     "perplexity",
+    "place_embedding",
     "timestep_embedding",
 ]

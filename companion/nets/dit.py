@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import _checks as check
-from companion.nets.embedding import Conditioned, timestep_embedding
+from companion.nets.embedding import Conditioned, place_embedding
 from companion.nets.text import CrossAttention
 
 
@@ -139,10 +139,7 @@ class DiT(Conditioned):
         super().__init__(width, width, classes, time_scale, text)
         self.channels, self.size, self.patch = channels, size, patch
         self.stem = nn.Conv2d(channels, width, patch, stride=patch)
-        side = torch.arange(size // patch, dtype=torch.float32)
-        rows, columns = torch.cartesian_prod(side, side).unbind(1)
-        places = torch.cat([timestep_embedding(rows, width // 2), timestep_embedding(columns, width // 2)], 1)
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", place_embedding(size // patch, size // patch, width), persistent=False)
         if joint:
             self.project = nn.Linear(self.text.width, width)  # the words, as the first block takes them
             blocks = [JointBlock(width, heads, last=i == depth - 1) for i in range(depth)]

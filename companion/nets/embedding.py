@@ -27,6 +27,22 @@ def timestep_embedding(
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
+def place_embedding(
+    height: int, width: int, dim: int, *, device=None, max_period: float | int = 10000.0
+) -> Float[Tensor, "places dim"]:
+    """Where each pixel of a grid is, row by row: half of ``dim`` tells the row, the other half the column.
+
+    Each half is ``timestep_embedding`` of a number from 0, in float32. Raises ValueError unless dim is a multiple of 4.
+    """
+    check.positive_int("height", height)
+    check.positive_int("width", width)
+    if not isinstance(dim, int) or dim < 4 or dim % 4:
+        raise ValueError(f"dim must be a multiple of 4; got {dim}")
+    rows, columns = (torch.arange(n, dtype=torch.float32, device=device) for n in (height, width))
+    down, across = (timestep_embedding(n, dim // 2, max_period) for n in (rows, columns))
+    return torch.cat([down.repeat_interleave(width, 0), across.repeat(height, 1)], 1)
+
+
 class Conditioned(nn.Module):
     """A network that is told the time and, with ``classes`` or ``text``, what to show: ``UNet`` and ``DiT`` are such.
 

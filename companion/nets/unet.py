@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import _checks as check
-from companion.nets.embedding import Conditioned
+from companion.nets.embedding import Conditioned, place_embedding
 from companion.nets.text import CrossAttention
 
 
@@ -44,21 +44,21 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every pixel looks at every other one, in heads of 32 channels, and then at every word; starts as the identity.
+    """Every pixel looks at every other one, then at every word, in heads of ``head`` channels; starts as the identity.
 
     ``context`` is how many numbers a word has, None where there are no words.
     """
 
-    def __init__(self, channels: int, context: int | None = None):
+    def __init__(self, channels: int, context: int | None = None, head: int = 32):
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads = max(1, channels // head)
         if channels % self.heads:
-            raise ValueError(f"channels must fit into heads of about 32 for attention; got {channels}")
+            raise ValueError(f"channels must fit into heads of about {head} for attention; got {channels}")
         self.norm, self.qkv = nn.GroupNorm(8, channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self.cross = CrossAttention(channels, context) if context is not None else None
+        self.cross = CrossAttention(channels, context, self.heads) if context is not None else None
 
     def forward(self, x, words=None):  # (batch, channels, h, w), kept; (batch, length, context)
         batch, channels, height, width = x.shape
@@ -74,9 +74,9 @@ class Attention(nn.Module):
 class AttentiveBlock(ResBlock):
     """A residual block, then attention over all pixels of its level, and over the words if there are any."""
 
-    def __init__(self, inside: int, out: int, emb: int, context: int | None = None):
+    def __init__(self, inside: int, out: int, emb: int, context: int | None = None, head: int = 32):
         super().__init__(inside, out, emb)
-        self.attention = Attention(out, context)
+        self.attention = Attention(out, context, head)
 
     def forward(self, x, emb, *words):  # as a residual block
         return self.attention(super().forward(x, emb), *words)
@@ -86,17 +86,19 @@ class UNet(Conditioned):
     """Residual blocks over resolutions that halve, attention at the coarsest; output of x's height and width.
 
     ``width`` channels at full resolution, ``width * multipliers[i]`` at level i (each a multiple of 8), ``blocks``
-    residual blocks a level. With ``classes`` the network takes ``cond``, a class per sample as int64 of shape
-    (batch,); the class number ``classes`` means none given, and so does cond=None. ``time_scale`` multiplies t before
-    it is embedded: 1000 for times in [0, 1], 1 for times up to about 1000. With ``patch`` above 1, squares of patch ×
-    patch pixels become channels before the first convolution and pixels again after the last, which makes the network
-    patch² times cheaper. ``fourier`` lists exponents n for which sin and cos of 2^n π x join the inputs, so that the
-    network sees the last bits of x (Kingma et al. 2021, appendix C). ``outputs`` is the number of channels that come
-    out, ``channels`` when not given. ``attention`` lists levels, 0 being the finest, where attention follows every
-    residual block too. With ``text``, the arguments of a ``TextEncoder``, ``cond`` is a text per sample, int64 of shape
-    (batch, length), all zeros or None for none: the mean over its words' vectors joins the time, and wherever there is
-    attention among pixels, attention to the words follows. Height and width must be divisible by patch × 2^(levels −
-    1). Raises ValueError for arguments or inputs that do not fit.
+    residual blocks a level. With ``classes`` the network takes ``cond``, a class per sample as int64 of shape (batch,);
+    the class number ``classes`` means none given, and so does cond=None. ``time_scale`` multiplies t before it is
+    embedded: 1000 for times in [0, 1], 1 for times up to about 1000. With ``patch`` above 1, squares of patch × patch
+    pixels become channels before the first convolution and pixels again after the last, which makes the network patch²
+    times cheaper. ``fourier`` lists exponents n for which sin and cos of 2^n π x join the inputs, so that the network
+    sees the last bits of x (Kingma et al. 2021, appendix C). ``outputs`` is the number of channels that come out,
+    ``channels`` when not given. ``attention`` lists levels, 0 being the finest, where attention follows every residual
+    block too. With ``text``, the arguments of a ``TextEncoder``, ``cond`` is a text per sample, int64 of shape (batch,
+    length), all zeros or None for none: the mean over its words' vectors joins the time, and wherever there is
+    attention among pixels, attention to the words follows. Attention works in heads of ``head`` channels. With
+    ``places`` every pixel after the first convolution is told its row and column (``place_embedding``): convolutions
+    know where they are only from the zeros around the picture. Height and width must be divisible by patch × 2^(levels
+    − 1). Raises ValueError for arguments or inputs that do not fit.
     """
 
     def __init__(
@@ -113,17 +115,20 @@ class UNet(Conditioned):
         outputs: int | None = None,
         attention: Sequence[int] = (),
         text: dict | None = None,
+        head: int = 32,
+        places: bool = False,
     ):
         if width % 8 or not multipliers:
             raise ValueError(f"width must be a multiple of 8 and multipliers not empty; got {width}, {multipliers}")
         check.positive_int("patch", patch)
+        check.positive_int("head", head)
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(f"attention must list levels from 0 to {len(multipliers) - 1}; got {list(attention)}")
         emb = 4 * width
         super().__init__(width, emb, classes, time_scale, text)
         context = None if self.text is None else self.text.width
-        attentive = functools.partial(AttentiveBlock, context=context)
-        self.channels, self.width = channels, width
+        attentive = functools.partial(AttentiveBlock, context=context, head=head)
+        self.channels, self.width, self.places = channels, width, places
         self.patch, self.factor = patch, patch * 2 ** (len(multipliers) - 1)
         self.register_buffer("octaves", math.pi * 2.0 ** torch.tensor(list(fourier)), persistent=False)
         self.stem = nn.Conv2d(channels * (1 + 2 * len(fourier)) * patch**2, width, 3, padding=1)
@@ -140,7 +145,7 @@ class UNet(Conditioned):
             if level < len(multipliers) - 1:
                 self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 handed.append(now)
-        self.middle = nn.ModuleList([ResBlock(now, now, emb), Attention(now, context), ResBlock(now, now, emb)])
+        self.middle = nn.ModuleList([ResBlock(now, now, emb), Attention(now, context, head), ResBlock(now, now, emb)])
         for level, multiplier in reversed(list(enumerate(multipliers))):
             block = attentive if level in attention else ResBlock
             for _ in range(blocks + 1):
@@ -168,6 +173,9 @@ class UNet(Conditioned):
         angles = (self.octaves[:, None, None, None] * x[:, None]).flatten(1, 2)  # none without fourier
         seen = F.pixel_unshuffle(torch.cat([x, angles.sin(), angles.cos()], 1), self.patch)
         h = self.stem(seen.contiguous(memory_format=torch.channels_last))
+        if self.places:
+            height, width = h.shape[2:]
+            h = h + place_embedding(height, width, self.width, device=h.device).mT.unflatten(-1, (height, width))
         handed = [h]
         for layer in self.down:
             h = layer(h, emb, *told) if isinstance(layer, ResBlock) else layer(h)

@@ -15,11 +15,19 @@ from companion import data, gpu, latent, metrics, recipes, scenes, zoo
 from companion.schedules import linspace
 from companion.training import EMA, rank, train
 
-TEXT = {"words": len(scenes.VOCABULARY), "length": scenes.LENGTH, "width": 48, "depth": 2}
+TEXT = {"words": len(scenes.VOCABULARY), "length": scenes.LENGTH, "width": 64, "depth": 2}
 MODEL = {
     "net": {
         "class": "UNet",
-        "arguments": {"channels": 4, "width": 48, "multipliers": [1, 2], "attention": [0], "text": TEXT},
+        "arguments": {
+            "channels": 4,
+            "width": 48,
+            "multipliers": [1, 2],
+            "attention": [0],
+            "text": TEXT,
+            "head": 16,
+            "places": True,
+        },
     },
     "schedule": {"class": "CosineVP", "arguments": {"s": 0.008}},
     "kind": "v",
