@@ -414,19 +414,32 @@ def sample_grid(
     path = Path(path)
     if rank():
         return path
-    from PIL import Image
-
     device, mode = next(denoiser.parameters()).device, denoiser.training
     generator = torch.Generator(device).manual_seed(seed)
     x = start(denoiser.schedule, ts, shape, generator=generator, device=device)
     denoise = Clipped(lambda x, t: denoiser(x, t, cond))
     denoiser.eval()
     try:
-        images = sample(denoise, denoiser.schedule, x, ts, sampler=ddim).cpu()
+        images = sample(denoise, denoiser.schedule, x, ts, sampler=ddim)
     finally:
         denoiser.train(mode)
+    return save_grid(images, path, columns=columns)
+
+
+def save_grid(images: Float[Tensor, "n channels height width"], path: str | Path, *, columns: int = 8) -> Path:
+    """Write images in [−1, 1] as one picture, ``columns`` in a row, a white line around each; its path.
+
+    What lies outside [−1, 1] is clamped; the path's ending says the format (.png, .webp). Raises ValueError unless
+    there are 1 or 3 channels and at least one column.
+    """
+    check.positive_int("columns", columns)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must have shape (n, 1 or 3, height, width); got {tuple(images.shape)}")
+    from PIL import Image
+
+    images, path = images.cpu(), Path(path)
     rows = -(-len(images) // columns)
-    sheet = torch.cat([images, images.new_full((rows * columns - len(images), *shape[1:]), 1.0)])
+    sheet = torch.cat([images, images.new_full((rows * columns - len(images), *images.shape[1:]), 1.0)])
     sheet = nn.functional.pad(sheet, (1, 1, 1, 1), value=1.0).unflatten(0, (rows, columns))
     sheet = sheet.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # (channel, height, width) of the whole
     pixels = ((sheet + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).squeeze(2).numpy()

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from companion import data, nets, samplers, zoo
+from companion import data, nets, recipes, samplers, zoo
 from companion.denoisers import Denoiser
 from companion.recipes import mnist, mnist_flow, mnist_likelihood, mnist_noisy_classifier, mnist_reflow
 from companion.schedules import LinearLogSNR, RectifiedFlow, linspace
@@ -67,14 +67,14 @@ def test_a_flow_and_its_reflow(tmp_path, monkeypatch, few):
     assert card["model"]["net"] == {**mnist.sized(mnist.MODEL, mnist_options(8))["net"]} and "grid" in card
 
     monkeypatch.setattr(zoo, "FOLDER", shipped)
-    seen, load, train = {}, zoo.load, mnist.train
+    seen, load, train = {}, zoo.load, recipes.train
     monkeypatch.setattr(zoo, "load", lambda name, **options: flow if name == "mnist_flow" else load(name, **options))
 
     def noticing(model, x0, **options):
         seen.update(options, x0=x0, first=[p.clone() for p in model.net.parameters()])
         return train(model, x0, **options)
 
-    monkeypatch.setattr(mnist, "train", noticing)
+    monkeypatch.setattr(recipes, "train", noticing)
     mnist_reflow.main([*SMALL, *made, "--pairs", "30", "--walk", "3"])
     card = json.loads((tmp_path / "mnist_reflow.json").read_text(encoding="utf-8"))
     assert card["recipe"].endswith("mnist_reflow --steps 2 --batch 4 --width 8 --pairs 30 --walk 3")
@@ -122,7 +122,7 @@ def test_weights_that_come_ready_are_measured_and_not_trained(tmp_path, monkeypa
         torch.nn.init.normal_(p, std=0.05)
     torch.save(net.state_dict(), tmp_path / "ema.pt")
     options = ["--width", "8", "--images", "6", "--draws", "1", "--out", str(tmp_path), "--name", "ready", "--bf16"]
-    monkeypatch.setattr(mnist, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(recipes, "train", lambda *_, **__: pytest.fail("trained"))
     ready = [
         "--from-weights",
         str(tmp_path / "ema.pt"),

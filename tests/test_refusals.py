@@ -220,6 +220,7 @@ TABLE_OF_ERRORS = {
         ValueError,
         "shape must be",
     ),
+    "training.save_grid": (lambda: training.save_grid(X[:, 0], "x.png"), ValueError, "images must have shape"),
     "training.train": (lambda: next(training.train(MODEL, X / 0, steps=1)), ValueError, "x0 must be finite"),
     "training.budget": (lambda: training.budget(0, 0), ValueError, "full"),
     "data.digits": (lambda: data.digits("dev"), ValueError, "split"),

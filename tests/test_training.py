@@ -21,7 +21,7 @@ from companion.losses import flow_matching_loss, hybrid_loss, simple_loss
 from companion.nets import MLP, UNet
 from companion.samplers import dpmpp_2m, sample, start
 from companion.toy import GaussianMixture
-from companion.training import EMA, Progress, budget, rank, sample_grid, train
+from companion.training import EMA, Progress, budget, rank, sample_grid, save_grid, train
 
 
 def make(seed=0, kind="v"):
@@ -246,6 +246,10 @@ def test_a_grid_of_samples_is_a_picture_and_leaves_training_alone(tmp_path):
     colour = Denoiser(UNet(3, 8, (1,)), S.CosineVP(), "v")
     with Image.open(sample_grid(colour, tmp_path / "colour.webp", shape=(2, 3, 8, 8), ts=ts)) as picture:
         assert picture.mode == "RGB" and picture.size == (80, 10)
+    images = torch.tensor([[-3.0, 0.0, 3.0]]).expand(2, 3, 1, 3)
+    with Image.open(save_grid(images, tmp_path / "given.png", columns=1)) as picture:
+        assert picture.size == (5, 6) and picture.getpixel((1, 1)) == (0, 0, 0)  # clamped, not wrapped around
+        assert picture.getpixel((2, 4)) == (128, 128, 128) and picture.getpixel((3, 1)) == (255, 255, 255)
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ Trained on the first 40,000 training images: the classifier that reads and measu
 """
 
 import contextlib
-import time
 
 import torch
 
@@ -17,7 +16,7 @@ from companion import data, gpu, metrics, recipes, zoo
 from companion.denoisers import Clipped
 from companion.samplers import ddim, start
 from companion.schedules import linspace
-from companion.training import EMA, rank, sample_grid, train
+from companion.training import rank, sample_grid
 
 MODEL = {
     "net": {
@@ -128,19 +127,12 @@ def distance_to(images, known):
 
 def parser(name, text, steps=14000):
     """The options of a recipe that trains a U-Net on MNIST."""
-    options = recipes.options(name, text, steps)
-    options.add_argument("--batch", type=int, default=64)
+    options = recipes.denoising(name, text, steps)
     options.add_argument("--width", type=int, default=32, help="channels of the network at full resolution")
     options.add_argument("--patch", type=int, default=2, choices=(1, 2), help="1: no patches, and one level more")
-    options.add_argument("--lr", type=float, default=1e-3)
-    options.add_argument("--bf16", action="store_true", help="the network works in bfloat16")
-    options.add_argument("--compile", action="store_true", help="compile the network: a minute, and a C++ compiler")
-    options.add_argument("--checkpoint", type=zoo.Path)
-    options.add_argument("--metrics", type=zoo.Path, help="append a line of JSON here every hundred steps")
     options.add_argument("--grids", type=zoo.Path, help="a folder for a picture of samples every thousand steps")
     options.add_argument("--from-weights", type=zoo.Path, help="measure these averaged weights (.pt) and train nothing")
     options.add_argument("--seconds", type=float, help="with --from-weights: what their training took")
-    options.add_argument("--remark", help="what the card should add about the training")
     options.add_argument("--hardware", help="with --from-weights: on what they were trained, in words")
     return options
 
@@ -176,50 +168,28 @@ def fit(description, given, images, labels=None, *, first=None, **how):
     model = zoo.build(sized(description, given)).to(gpu.device())
     if first is not None:
         model.net.load_state_dict(first.state_dict())
-    ema, seconds = EMA(model, decay=0.999), given.seconds
-    if given.compile:
-        for net in (model.net, ema.model.net):
-            net.compile(dynamic=False)
     if given.from_weights:
-        ema.model.net.load_state_dict(torch.load(given.from_weights, map_location="cpu", weights_only=True))
-    else:
-        began = time.perf_counter()
-        loop = train(
-            model,
-            images,
-            cond=labels,
-            steps=given.steps,
-            batch=given.batch,
-            lr=given.lr,
-            ema=ema,
-            seed=given.seed,
-            autocast=torch.bfloat16 if given.bf16 else None,
-            checkpoint=given.checkpoint,
-            metrics=given.metrics,
-            **how,
-        )
-        for progress in loop:
-            if given.grids and progress.step % 1000 == 0:
-                picture, ts = given.grids / f"{progress.step:06}.webp", linspace(model.schedule, 50)
-                rows = None if labels is None else torch.arange(40, device=gpu.device()) % 10
-                sample_grid(ema.model, picture, shape=(40, *images.shape[1:]), ts=ts, seed=given.seed, cond=rows)
-        seconds = time.perf_counter() - began
-    for p in ema.model.parameters():
-        p.copy_(p.half())
-    return ema.model, seconds
+        model.net.load_state_dict(torch.load(given.from_weights, map_location="cpu", weights_only=True))
+        if given.compile:
+            model.net.compile(dynamic=False)
+        return recipes.rounded(model.eval().requires_grad_(False)), given.seconds
+
+    def watch(progress, average):
+        if given.grids and progress.step % 1000 == 0:
+            picture, ts = given.grids / f"{progress.step:06}.webp", linspace(model.schedule, 50)
+            rows = None if labels is None else torch.arange(40, device=gpu.device()) % 10
+            sample_grid(average, picture, shape=(40, *images.shape[1:]), ts=ts, seed=given.seed, cond=rows)
+
+    return recipes.averaged(model, given, images, cond=labels, watch=watch, **how)
 
 
 def write(model, given, options, description, about):
     """Weights and card: what ``about`` has, and what the options say of the training."""
-    command = [f"python -m {options.prog}"]
-    for key in ("steps", "batch", "width", "patch", "lr", "seed", "pairs", "walk"):
-        value = getattr(given, key, None)  # the last two are of mnist_reflow alone
-        command += [f"--{key} {value}"] if value != options.get_default(key) else []
-    command += [f"--{key}" for key in ("bf16", "compile") if getattr(given, key)]
+    names = [name for name in ("pairs", "walk") if hasattr(given, name)]  # of mnist_reflow alone
     card = {
         **recipes.provenance(given, gpu.device()),
         "model": sized(description, given),
-        "recipe": " ".join(command),
+        "recipe": recipes.command(options, given, "steps", "batch", "width", "patch", "lr", *names),
         "batch": given.batch,
         **about,
     }

@@ -44,19 +44,14 @@ def main(arguments):
 
 
 def fit(net, images, labels, steps, seed):
-    """Cross-entropy, AdamW, a learning rate that rises over a tenth of the steps and falls to zero along a cosine."""
-    from tqdm.auto import trange
-
+    """Cross-entropy on images moved about."""
     draw = torch.Generator(images.device).manual_seed(seed)
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.1)
-    for _ in trange(steps, desc="training", unit="step", mininterval=0.5):
+
+    def loss():
         chosen = torch.randint(len(images), (BATCH,), generator=draw, device=images.device)
-        loss = F.cross_entropy(net(moved(images[chosen], draw)), labels[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        rate.step()
+        return F.cross_entropy(net(moved(images[chosen], draw)), labels[chosen])
+
+    recipes.reading(net, loss, steps, 4e-3)
 
 
 def moved(images, draw, most=2):

@@ -69,24 +69,19 @@ def main(arguments):
 
 
 def fit(net, images, labels, given):
-    """Cross-entropy, AdamW, a learning rate that rises over a tenth of the steps and falls to zero along a cosine."""
-    from tqdm.auto import trange
-
+    """Cross-entropy on noisy images, at times spread evenly."""
     draw = torch.Generator(images.device).manual_seed(given.seed)
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=given.steps, pct_start=0.1)
-    for _ in trange(given.steps, desc="training", unit="step", mininterval=0.5):
+
+    def loss():
         chosen = torch.randint(len(images), (BATCH,), generator=draw, device=images.device)
         x0 = images[chosen]
         t = antithetic(SCHEDULE, BATCH, generator=draw, device=images.device).t
         noise = torch.randn(x0.shape, generator=draw, device=images.device)
         with working_in(given):
             logits = net(q_sample(x0, t, SCHEDULE, noise), t)
-        loss = F.cross_entropy(logits.float(), labels[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        rate.step()
+        return F.cross_entropy(logits.float(), labels[chosen])
+
+    recipes.reading(net, loss, given.steps, 4e-3)
 
 
 @torch.no_grad()

@@ -43,20 +43,14 @@ def main(arguments):
 
 
 def fit(net, steps, seed, device):
-    """Cross-entropy of every field, AdamW, a rate that rises over a tenth of the steps and falls along a cosine."""
-    from tqdm.auto import trange
-
+    """Cross-entropy of every field, on scenes drawn as it goes."""
     draw = torch.Generator(device).manual_seed(seed)
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    for _ in trange(steps, desc="training", unit="step", mininterval=0.5):
+
+    def loss():
         what = scenes.describe(BATCH, draw, split="all")
-        images = worn(scenes.draw(what, scenes.place(what, draw)), draw)
-        loss = mistakes(net(images), what)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        rate.step()
+        return mistakes(net(worn(scenes.draw(what, scenes.place(what, draw)), draw)), what)
+
+    recipes.reading(net, loss, steps, 3e-3)
 
 
 def mistakes(logits, what):

@@ -7,13 +7,11 @@ An hour of a CPU is little for two shapes in the right places (see the card). A 
 ``scenes_refiner`` trains a model of the last steps from the weights of this one.
 """
 
-import time
-
 import torch
 
 from companion import data, gpu, latent, metrics, recipes, scenes, zoo
 from companion.schedules import linspace
-from companion.training import EMA, rank, train
+from companion.training import rank, save_grid
 
 TEXT = {"words": len(scenes.VOCABULARY), "length": scenes.LENGTH, "width": 64, "depth": 2}
 MODEL = {
@@ -55,16 +53,9 @@ def main(arguments):
 
 def parser(name, text, steps):
     """The options of a recipe that trains a model of captioned scenes."""
-    options = recipes.options(name, text, steps)
-    options.add_argument("--batch", type=int, default=64)
+    options = recipes.denoising(name, text, steps)
     options.add_argument("--images", type=int, default=60000, help="how many scenes to train on")
-    options.add_argument("--lr", type=float, default=1e-3)
     options.add_argument("--samples", type=int, default=1000, help="how many to measure, of each split")
-    options.add_argument("--bf16", action="store_true", help="the network works in bfloat16")
-    options.add_argument("--compile", action="store_true", help="compile the network: minutes, and a C++ compiler")
-    options.add_argument("--checkpoint", type=zoo.Path)
-    options.add_argument("--metrics", type=zoo.Path, help="append a line of JSON here every hundred steps")
-    options.add_argument("--remark", help="a sentence for the card")
     return options
 
 
@@ -74,29 +65,7 @@ def fit(description, given, x0, tokens, *, start=None, times=None):
     model = zoo.build(description).to(gpu.device())
     if start is not None:
         model.load_state_dict(start.state_dict())
-    ema = EMA(model, decay=0.999)
-    if given.compile:
-        model.net.compile(dynamic=False)
-    began = time.perf_counter()
-    loop = train(
-        model,
-        x0,
-        cond=tokens,
-        steps=given.steps,
-        batch=given.batch,
-        lr=given.lr,
-        ema=ema,
-        seed=given.seed,
-        times=times,
-        autocast=torch.bfloat16 if given.bf16 else None,
-        checkpoint=given.checkpoint,
-        metrics=given.metrics,
-    )
-    for _ in loop:
-        pass
-    for p in ema.model.parameters():
-        p.copy_(p.half())
-    return ema.model, time.perf_counter() - began
+    return recipes.averaged(model, given, x0, cond=tokens, times=times)
 
 
 def write(model, given, options, description, seconds, about, vae=None, base=None):
@@ -104,16 +73,11 @@ def write(model, given, options, description, seconds, about, vae=None, base=Non
     device, walk = gpu.device(), {} if base is None else {"refiner": model}
     shown, first = data.scenes(40, seed=given.seed + 7).what.to(device), model if base is None else base
     drawn = paint(first, shown, vae, given.seed, **walk)
-    picture(drawn, given.out / f"{given.name}.webp")
-    command = [f"python -m {options.prog}"]
-    for key in ("steps", "batch", "images", "lr", "seed"):
-        value = getattr(given, key)
-        command += [f"--{key} {value}"] if value != options.get_default(key) else []
-    command += [f"--{key}" for key in ("bf16", "compile") if getattr(given, key)]
+    save_grid(drawn, given.out / f"{given.name}.webp", columns=10)
     card = {
         **recipes.provenance(given, device),
         "model": description,
-        "recipe": " ".join(command),
+        "recipe": recipes.command(options, given, "steps", "batch", "images", "lr"),
         "batch": given.batch,
         **about,
         "seconds": round(seconds),
@@ -183,14 +147,3 @@ NAMES = {
     "two shapes": "everything right, captions with two shapes",
     "frechet": "Fréchet distance of reader features to scenes 'seen'",
 }
-
-
-def picture(images, path):
-    """A sheet of pictures, ten in a row, as WebP."""
-    from PIL import Image
-
-    n, channels, height, width = images.shape
-    rows = (images.clamp(-1, 1) + 1).mul(127.5).round().byte().cpu().reshape(n // 10, 10, channels, height, width)
-    sheet = rows.permute(0, 3, 1, 4, 2).reshape(n // 10 * height, 10 * width, channels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.numpy()).save(path, quality=80)
