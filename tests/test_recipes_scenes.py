@@ -9,7 +9,7 @@ import torch
 
 from companion import autoencoding, data, latent, nets, scenes, zoo
 from companion.denoisers import Denoiser
-from companion.recipes import scene_reader, scene_vae, scene_vqvae, scenes_pixels, scenes_refiner
+from companion.recipes import scene_reader, scene_text, scene_vae, scene_vqvae, scenes_pixels, scenes_refiner
 from companion.recipes import scenes as text_to_image
 from companion.schedules import CosineVP
 from companion.train import main as train_main
@@ -33,12 +33,14 @@ def denoiser(**options):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Small networks, few scenes, and a folder that holds the reader alone."""
+    """Small networks, few scenes, and a folder that holds the reader and a small encoder of words."""
     for path in zoo.FOLDER.glob("scene_reader.*"):
         shutil.copy(path, tmp_path)
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     monkeypatch.setattr(scene_vae, "MODEL", autoencoder("VAE"))
     monkeypatch.setattr(scene_vqvae, "MODEL", autoencoder("VQVAE", codebook=10))
+    monkeypatch.setattr(scene_text, "MODEL", {"net": {"class": "TextEncoder", "arguments": TEXT}})
+    scene_text.main(["--steps", "3", "--out", str(tmp_path)])
     monkeypatch.setattr(text_to_image, "MODEL", denoiser(channels=4))
     monkeypatch.setattr(scenes_pixels, "MODEL", denoiser(channels=3, patch=8))
     monkeypatch.setattr(text_to_image, "paint", partial(text_to_image.paint, steps=2))
@@ -130,6 +132,31 @@ def test_scene_reader_learns(tmp_path, monkeypatch):
     assert measure(net, count=20) == card["metrics"]
 
 
+def test_captions_are_understood_from_the_words_alone(small, monkeypatch):
+    """After some steps the side of each shape is told, which no word says by itself; the card measures what is kept."""
+    card, net = whole("scene_text", 3)
+    assert isinstance(net, nets.TextEncoder) and card["recipe"] == "python -m companion.train scene_text --steps 3"
+    assert list(card["metrics"]) == [f"2,000 fresh captions, split '{split}'" for split in SPLITS]
+    monkeypatch.setattr(
+        scene_text, "MODEL", {"net": {"class": "TextEncoder", "arguments": {**TEXT, "width": 64, "depth": 2}}}
+    )
+    torch.manual_seed(0)
+    learner = scene_text.Answers(zoo.build(scene_text.MODEL))
+    before = scene_text.measure(learner, count=300)
+    scene_text.fit(learner, 400, 0, "cpu")
+    after = scene_text.measure(learner, count=300)
+    seen, new = (found["300 fresh captions, split 'seen'"]["colours told right"] for found in (before, after))
+    assert seen < 0.2 and new > 0.9
+
+
+def test_a_model_starts_with_the_encoder_that_was_trained(small, monkeypatch):
+    given = text_to_image.parser("scenes", "", 1).parse_args(["--lr", "0", "--batch", "2"])
+    what = data.scenes(4).what
+    model, _ = text_to_image.fit(text_to_image.MODEL, given, torch.randn(4, 4, 8, 8), scenes.tokens(what))
+    for mine, theirs in zip(model.net.text.parameters(), zoo.load("scene_text").parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_mistakes_are_cross_entropies_of_what_is_there():
     what = scenes.parse(["a small red circle on black", "a large blue star right of a small green square on white"])
     kinds = scene_reader.KINDS
@@ -191,7 +218,7 @@ def test_each_caption_is_painted_and_judged_with_its_own_words(monkeypatch):
 
 
 def test_all_are_known_by_name(capsys):
-    for name in "scene_reader scene_vae scene_vqvae scenes scenes_pixels scenes_refiner".split():
+    for name in "scene_reader scene_text scene_vae scene_vqvae scenes scenes_pixels scenes_refiner".split():
         with pytest.raises(SystemExit) as ended:
             train_main([name, "--help"])
         assert ended.value.code == 0 and f"companion.train {name}" in capsys.readouterr().out

@@ -14,6 +14,15 @@ from companion.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 KINDS = (len(BACKGROUNDS), 3, *(len(SHAPES), len(COLOURS), len(SIZES)) * 2)
 
 
+def likeliest(logits):  # (batch, logits) -> (batch, fields)
+    """A row of ``what`` from the logits of its fields, ``KINDS`` long each, in the wording of ``scenes.canonical``."""
+    best = [part.argmax(1) for part in logits.split(KINDS, 1)]
+    two = best[1] > 0
+    relation = torch.where(two, 2 * best[1] - 1, 0)
+    second = [torch.where(two, part, -1) for part in best[5:]]
+    return torch.stack([best[0], relation, *best[2:5], *second], 1)
+
+
 class Reader(nn.Module):
     """Convolutions down to a sixteenth of 64 by 64 pixels, all that is left in one layer, and logits for each field.
 
@@ -52,11 +61,7 @@ class Reader(nn.Module):
 
     def read(self, x: Float[Tensor, "batch 3 64 64"]) -> Int[Tensor, "batch fields"]:
         """The likeliest value of each field, as ``scenes.canonical`` gives them: a row of ``what`` a picture."""
-        best = [part.argmax(1) for part in self(x).split(KINDS, 1)]
-        two = best[1] > 0
-        relation = torch.where(two, 2 * best[1] - 1, 0)
-        second = [torch.where(two, part, -1) for part in best[5:]]
-        return torch.stack([best[0], relation, *best[2:5], *second], 1)
+        return likeliest(self(x))
 
 
 def _stage(inside: int, out: int) -> nn.Sequential:

@@ -41,7 +41,7 @@ def command(parser: argparse.ArgumentParser, given: argparse.Namespace, *names: 
     for name in (*names, "seed"):
         value = getattr(given, name)
         words += [f"--{name} {value}"] if value != parser.get_default(name) else []
-    return " ".join(words + [f"--{name}" for name in ("bf16", "compile") if getattr(given, name)])
+    return " ".join(words + [f"--{name}" for name in ("bf16", "compile") if getattr(given, name, False)])
 
 
 def averaged(model, given: argparse.Namespace, x0, *, watch=None, **how) -> tuple:

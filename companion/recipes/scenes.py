@@ -10,10 +10,12 @@ An hour of a CPU is little for two shapes in the right places (see the card). A 
 import torch
 
 from companion import data, gpu, latent, metrics, recipes, scenes, zoo
+from companion.recipes import scene_text
 from companion.schedules import linspace
+from companion.times import logit_normal
 from companion.training import rank, save_grid
 
-TEXT = {"words": len(scenes.VOCABULARY), "length": scenes.LENGTH, "width": 64, "depth": 2}
+TEXT = scene_text.MODEL["net"]["arguments"]
 MODEL = {
     "net": {
         "class": "UNet",
@@ -30,6 +32,8 @@ MODEL = {
     "schedule": {"class": "CosineVP", "arguments": {"s": 0.008}},
     "kind": "v",
 }
+PAIRS = 0.7  # share of the scenes with two shapes, which are harder to learn
+TIMES = logit_normal(0.6, 1.2)  # more of them near the noise, where a picture's layout is decided
 WALK, SCALE = 20, 3.0  # evaluations of DPM-Solver++(2M) and guidance scale of the figures on the card
 
 
@@ -39,7 +43,7 @@ def main(arguments):
     options.add_argument("--autoencoder", default="scene_vae")
     given = options.parse_args(arguments)
     vae = zoo.load(given.autoencoder, device=gpu.device())
-    x0, tokens = latent.encoded(vae, given.images, seed=given.seed)
+    x0, tokens = latent.encoded(vae, given.images, seed=given.seed, pairs=PAIRS)
     model, seconds = fit(MODEL, given, x0, tokens)
     if rank():
         return
@@ -59,12 +63,17 @@ def parser(name, text, steps):
     return options
 
 
-def fit(description, given, x0, tokens, *, start=None, times=None):
-    """The averaged model after training, its weights rounded as they will be stored, and the seconds it took."""
+def fit(description, given, x0, tokens, *, start=None, times=TIMES):
+    """The averaged model after training, its weights rounded as they will be stored, and the seconds it took.
+
+    It starts from the weights of the denoiser ``start``, or else with the encoder of words that ``scene_text`` is.
+    """
     torch.manual_seed(given.seed)
     model = zoo.build(description).to(gpu.device())
     if start is not None:
         model.load_state_dict(start.state_dict())
+    else:
+        model.net.text.load_state_dict(zoo.load("scene_text").state_dict())
     return recipes.averaged(model, given, x0, cond=tokens, times=times)
 
 

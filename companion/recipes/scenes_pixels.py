@@ -19,6 +19,8 @@ MODEL = {
             "patch": 2,
             "attention": [2],
             "text": scenes.TEXT,
+            "head": 16,
+            "places": True,
         },
     },
     "schedule": {"class": "CosineVP", "arguments": {"s": 0.008}},
@@ -31,7 +33,7 @@ def main(arguments):
     options = scenes.parser("scenes_pixels", __doc__, 3000)
     options.set_defaults(images=20000)
     given = options.parse_args(arguments)
-    drawn = data.scenes(given.images, seed=given.seed)
+    drawn = data.scenes(given.images, seed=given.seed, pairs=scenes.PAIRS)
     model, seconds = scenes.fit(MODEL, given, drawn.images, scenes.scenes.tokens(drawn.what))
     if rank():
         return
