@@ -162,6 +162,14 @@ def canonical(what: Int[Tensor, "n fields"]) -> Int[Tensor, "n fields"]:
     return torch.where(turned[:, None], other, what)
 
 
+def exchanged(what: Int[Tensor, "n fields"]) -> Int[Tensor, "n fields"]:
+    """The scenes with their two shapes in each other's place. Raises ValueError for rows that describe none."""
+    _rows(what)
+    other = what.clone()
+    other[:, 1] = torch.tensor([0, 2, 1, 4, 3], device=what.device)[what[:, 1]]  # left and right, above and below
+    return other
+
+
 def agreement(found: Int[Tensor, "n fields"], asked: Int[Tensor, "n fields"]) -> dict[str, Bool[Tensor, "n"]]:
     """Picture by picture, whether what was read there is what was asked for, whatever the wording of either.
 

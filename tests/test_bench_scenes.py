@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from companion import autoencoding, bench, zoo
+from companion import scenes as drawings
 from companion.bench import __main__ as command
 from companion.bench import adherence, autoencoders, latent, scenes, text
 
@@ -40,10 +42,11 @@ def test_a_small_run(name, tmp_path, capsys, monkeypatch):
     if name == "autoencoders":
         monkeypatch.setattr(autoencoders, "ROWS", dict(list(autoencoders.ROWS.items())[-3:]))
     if name == "text":
-        monkeypatch.setattr(text, "SIZES", {"cross": {"width": 48, "depth": 1}})
+        monkeypatch.setattr(text, "SIZES", dict.fromkeys(("cross", "joint"), {"width": 48, "depth": 1}))
+        monkeypatch.setattr(text, "CASES", text.CASES[:2])
         monkeypatch.setattr(text, "held_out", lambda *_: 1.0)
         fewer = text.latent.encoded
-        monkeypatch.setattr(text.latent, "encoded", lambda vae, n, seed: fewer(vae, min(n, 20), seed=seed))
+        monkeypatch.setattr(text.latent, "encoded", lambda vae, n, **how: fewer(vae, min(n, 20), **how))
     assert command.main([name, *TINY[name].split(), "--out", str(tmp_path)]) == 0
     monkeypatch.setattr(bench, "FOLDER", tmp_path)
     result = bench.load(name)
@@ -64,6 +67,24 @@ def test_the_stored_results_say_what_they_must():
     speed = {row["model"]: row for row in bench.load("latent")["rows"]}
     assert speed["latent"]["sample_seconds_per_image"] < speed["pixels"]["sample_seconds_per_image"]
     assert abs(speed["latent"]["parameters"] / speed["pixels"]["parameters"] - 1) < 0.05
+
+
+def test_what_is_held_out_is_counted_thing_by_thing():
+    said = [
+        "a small green circle on black",
+        "a small red square above a large green circle on white",
+        "a large blue triangle left of a small yellow square on grey",
+    ]
+    found = adherence.one_by_one(torch.tensor([True, False, True]), drawings.parse(said), "objects")
+    assert found["green circle"] == {"captions": 2, "all": 0.5}
+    assert found["blue triangle"] == found["yellow square"] == {"captions": 1, "all": 1.0}
+    said = [
+        "a small red circle right of a large blue star on grey",
+        "a small red star left of a large red circle on white",
+    ]
+    found = adherence.one_by_one(torch.tensor([False, True]), drawings.parse(said), "relations")
+    assert found["star left of circle"] == {"captions": 2, "all": 0.5}
+    assert found["triangle above square"] == {"captions": 0, "all": None}
 
 
 def test_quantized_keeps_the_body_of_the_autoencoder():

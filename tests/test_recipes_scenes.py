@@ -94,7 +94,7 @@ def test_text_to_image_with_and_without_an_autoencoder_and_a_refiner(small):
         assert list(card["metrics"]) == [*splits, "20 real scenes"]
         for split, figures in card["metrics"].items():
             shares = [value for key, value in figures.items() if "right" in key]
-            assert all(0 <= share <= 1 for share in shares) and len(shares) == (8 if "relations" in split else 9)
+            assert all(0 <= share <= 1 for share in shares) and len(shares) == (9 if "relations" in split else 10)
             real = "real" in split
             assert (figures["everything right"] > 0.8) == real and (figures["background right"] > 0.9) == real
         distances = [figures[text_to_image.NAMES["frechet"]] for figures in card["metrics"].values()]
@@ -210,6 +210,8 @@ def test_each_caption_is_painted_and_judged_with_its_own_words(monkeypatch):
     reference = text_to_image.features_of_others(reader, 100)
     figures = text_to_image.judged(images, real.what[:60], reader, reference)
     wrong = text_to_image.judged(images, real.what[60:], reader, reference)
+    turned = text_to_image.judged(images, scenes.exchanged(real.what[:60]), reader, reference)
+    assert figures["exchanged"] == 0 and turned["exchanged"] > 0.9 and turned["one shape"] == figures["one shape"]
     assert figures["all"] > 0.95 > 0.1 > wrong["all"] and wrong["frechet"] == figures["frechet"]
     two = (real.what[:60, 1] > 0).double().mean().item()
     mixed = (1 - two) * figures["one shape"] + two * figures["two shapes"]

@@ -229,6 +229,7 @@ TABLE_OF_ERRORS = {
     "scenes.scenes": (lambda: scenes.scenes(3, split="test"), ValueError, "split"),
     "scenes.describe": (lambda: scenes.describe(3, torch.Generator(), split="test"), ValueError, "split"),
     "scenes.held_out": (lambda: scenes.held_out(WHAT), ValueError, "what must be"),
+    "scenes.exchanged": (lambda: scenes.exchanged(WHAT), ValueError, "what must be"),
     "scenes.canonical": (lambda: scenes.canonical(WHAT), ValueError, "what must be"),
     "scenes.agreement": (lambda: scenes.agreement(WHAT, WHAT[:2]), ValueError, "found and asked"),
     "scenes.captions": (lambda: scenes.captions(WHAT), ValueError, "what must be"),

@@ -122,6 +122,17 @@ def test_canonical_is_one_wording_of_each_picture():
     assert torch.equal(once[kept], what[kept])
 
 
+def test_exchanged_shapes_are_in_each_other_s_place():
+    what = all_rows()
+    other = scenes.exchanged(scenes.parse(["a small red circle left of a large blue star on grey"]))
+    assert scenes.captions(other) == ["a small red circle right of a large blue star on grey"]
+    assert torch.equal(scenes.exchanged(scenes.exchanged(what)), what)
+    one, two = what[what[:, 1] == 0], what[what[:, 1] > 0]
+    assert torch.equal(scenes.exchanged(one), one)
+    same = scenes.agreement(scenes.exchanged(two), two)["all"]
+    assert torch.equal(same, (two[:, 2:5] == two[:, 5:8]).all(1))  # only twins may change places unseen
+
+
 def test_both_wordings_are_one_picture():
     drawn = scenes.scenes(200, size=32, pairs=1, split="all", grain=0, seed=1)
     other = scenes.draw(swapped(drawn.what), drawn.where.flip(1), 32)

@@ -23,6 +23,7 @@ QUANTITIES = {
     "all": f"share of the pictures in which {READER} finds everything that the caption says, and nothing else",
     "one": "the same, of the captions with one shape",
     "two": "the same, of the captions with two",
+    "exchanged": "share of the captions with two shapes whose picture is wrong and would be right with them exchanged",
     "background": "share with the right background",
     "number": "share with the right number of shapes",
     "shapes": "share in which every shape is right (and so is their number)",
@@ -43,6 +44,7 @@ def main(arguments):
     options.add_argument("--scales", type=float, nargs="+", default=list(SCALES))
     options.add_argument("--unseen", type=float, nargs="*", default=[1.0, 3.0, 5.0], help="scales of held-out captions")
     options.add_argument("--refined", type=float, nargs="*", default=[3.0], help="scales with the refiner")
+    options.add_argument("--each", type=float, default=3.0, help="scale of what is held out, thing by thing")
     options.add_argument("--bf16", action="store_true", help="the network works in bfloat16")
     options.add_argument("--out", type=zoo.Path, default=bench.FOLDER)
     given = options.parse_args(arguments)
@@ -69,6 +71,13 @@ def main(arguments):
     if given.refined:
         refiner = zoo.load(REFINER, device=device)
         rows += [row("seen", scale, refiner=refiner) for scale in given.refined]
+    each = {}
+    for split in ("objects", "relations"):
+        what = data.scenes(2 * given.samples, seed=8700, split=split).what.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=given.bf16):
+            drawn = paint(model, what, vae, 0, scale=given.each, steps=given.steps).float()
+        read = torch.cat([reader.read(part) for part in drawn.split(250)])
+        each |= one_by_one(scenes.agreement(read, what)["all"], what, split)
     real = data.scenes(given.samples, seed=9000)
     figures = judged(real.images.to(device), real.what.to(device), reader, reference)
     result = {
@@ -83,16 +92,36 @@ def main(arguments):
             "sampler": f"{given.steps} steps of dpmpp_2m, uniform in time; latents decoded and clamped to [-1, 1]",
             "held out": f"objects: {scenes.HELD_OUT_OBJECTS}; "
             f"relations: {[' '.join(each) for each in scenes.HELD_OUT_RELATIONS]}",
+            "each": f"{2 * given.samples} captions with a held-out shape, and as many with a held-out arrangement, by "
+            "what was held out: how many, and the share in which everything is right",
             "refined": f"{REFINER} takes over where t is below 0.3",
             "network": "bfloat16" if given.bf16 else "float32",
         },
         "quantities": QUANTITIES,
         "rows": rows,
+        "each": {"scale": given.each, "right": each},
         "real": {FIELDS.get(key, key): value for key, value in figures.items()},
         **provenance(time.perf_counter() - began, device),
     }
     write(result, given.out)
     print(table(result))
+
+
+def one_by_one(right, what, split):
+    """For each thing that is held out in a split: how many captions have it, and the share that came right."""
+    what, kinds = scenes.canonical(what), {}
+    if split == "objects":
+        for shape, colour in scenes.HELD_OUT_OBJECTS.items():
+            named = torch.tensor([scenes.SHAPES.index(shape), list(scenes.COLOURS).index(colour)], device=what.device)
+            kinds[f"{colour} {shape}"] = (what[:, 2:4] == named).all(1) | (what[:, 5:7] == named).all(1)
+    else:
+        for one, relation, other in scenes.HELD_OUT_RELATIONS:
+            named = [1 + scenes.RELATIONS.index(relation), scenes.SHAPES.index(one), scenes.SHAPES.index(other)]
+            kinds[f"{one} {relation} {other}"] = (what[:, [1, 2, 5]] == torch.tensor(named, device=what.device)).all(1)
+    return {
+        name: {"captions": (n := int(mask.sum())), "all": round(int(right[mask].sum()) / n, 4) if n else None}
+        for name, mask in kinds.items()
+    }
 
 
 def table(result: dict) -> str:

@@ -119,6 +119,8 @@ def judged(images, what, reader, reference):
     whole = scenes.agreement(read, what)["all"].double()
     parts = {"one shape": whole[~two].mean().item() if (~two).any() else None}
     parts["two shapes"] = whole[two].mean().item() if two.any() else None
+    turned = scenes.agreement(read, scenes.exchanged(what))["all"].double() * (1 - whole)
+    parts["exchanged"] = turned[two].mean().item() if two.any() else None
     features = torch.cat([reader.features(part) for part in images.split(250)])
     distance = metrics.frechet_distance(features, reference).item()
     found = {**right, **parts, "frechet": distance}
@@ -154,5 +156,6 @@ NAMES = {
     "all": "everything right",
     "one shape": "everything right, captions with one shape",
     "two shapes": "everything right, captions with two shapes",
+    "exchanged": "right but for the two shapes exchanged, captions with two shapes",
     "frechet": "Fréchet distance of reader features to scenes 'seen'",
 }
