@@ -595,6 +595,40 @@ def start(schedule, ts, shape, *, generator=None, dtype=torch.float32, device=No
     return schedule.sigma(ts[:1].double()).item() * z
 
 
+def moments(
+    denoise, schedule, ts, mean: float | int | Tensor, std: float | int | Tensor, *, sampler=ddim, **options
+) -> Tensor:
+    """Means and standard deviations after each step of a walk from N(mean, std²) on a line: (2, steps), float64.
+
+    Exact, with no chance in it, where the walk is affine in its start and its draws, as it is for Gaussian data: one
+    row of a batch carries the start's deviation and one each draw. ``options`` go to the sampler; ``noise`` is not one.
+    Raises ValueError for a negative std, and as the sampler does.
+    """
+    if not std >= 0:
+        raise ValueError(f"std must be at least 0; got {std}")
+    draws = 0
+
+    def none(x):
+        nonlocal draws
+        draws += 1
+        return torch.zeros_like(x)
+
+    def one_row_each(x):
+        nonlocal draws
+        draws -= 1
+        z = torch.zeros_like(x)
+        z[draws] = 1.0
+        return z
+
+    middle = torch.full((1, 1), float(mean), dtype=torch.float64)
+    means = [state.x for state in sampler(denoise, schedule, middle, ts, noise=none, **options)]
+    rows = middle.repeat(draws + 1, 1)
+    rows[-1] += float(std)
+    walk = sampler(denoise, schedule, rows, ts, noise=one_row_each, **options)
+    spreads = [(state.x - mean).norm() for state, mean in zip(walk, means, strict=True)]
+    return torch.stack([torch.cat(means)[:, 0], torch.stack(spreads)])
+
+
 # annealed_langevin and predictor_corrector have none: the bias of a Langevin step depends on its size, not on the grid
 ddim.order = ancestral.order = euler.order = euler_maruyama.order = 1
 heun.order = edm.order = dpm_solver_2s.order = plms.order = dpmpp_2m.order = dpmpp_2m_sde.order = 2

@@ -104,6 +104,26 @@ class GaussianMixture:
         below = torch.special.ndtr((x - alpha * means) / (alpha**2 * spread + sigma**2).sqrt())
         return (weights * below).sum(-1)
 
+    def quantile(self, share: Float[Tensor, "*batch"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*points 1"]:
+        """The point of the line with the given share of alpha x0 + sigma eps below it, by bisection of ``cdf``.
+
+        share in float64 keeps the digits; share, alpha and sigma broadcast to *points. Raises ValueError for a share
+        outside (0, 1) or a mixture that is not on the line, TypeError for a share that is not floating point.
+        """
+        check.floating("share", share)
+        if not ((share > 0) & (share < 1)).all():
+            raise ValueError(f"share must lie between 0 and 1; got {share.min():g} … {share.max():g}")
+        alpha, sigma = (torch.as_tensor(v, dtype=share.dtype, device=share.device) for v in (alpha, sigma))
+        share = share.expand(torch.broadcast_shapes(share.shape, alpha.shape, sigma.shape))
+        reach = self.means.abs().max() + 40 * self.spread.max().sqrt()  # of x0; no double lies further out than 40
+        high = (alpha * reach + 40 * sigma).expand(share.shape)
+        low = -high
+        for _ in range(100):
+            middle = (low + high) / 2
+            below = self.cdf(middle[..., None], alpha, sigma) < share
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2)[..., None]
+
     def responsibilities(self, x: Float[Tensor, "*batch d"], alpha=1.0, sigma=0.0) -> Float[Tensor, "*batch k"]:
         """p(component | x), which sums to one over the last axis."""
         return torch.softmax(self._parts(x, alpha, sigma)[0], -1)

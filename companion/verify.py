@@ -11,6 +11,7 @@ import platform
 import sys
 from datetime import datetime, timezone
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,19 @@ def verify(label: str, lhs, rhs, *, atol=None, rtol=None, se=None, of=None, wron
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     _show(record)
+
+
+def extrapolated(rows):
+    """The limit of rows computed with steps of h, h/2, h/4, …, whose error is a power series in h (Richardson 1911).
+
+    ``rows`` are numbers, arrays or tensors of one shape; so is the result. Raises ValueError where there is none.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError("rows must hold at least one value; got none")
+    for order in range(1, len(rows)):
+        rows = [(2**order * b - a) / (2**order - 1) for a, b in pairwise(rows)]
+    return rows[0]
 
 
 def _numbers(name, value):

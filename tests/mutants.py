@@ -818,6 +818,34 @@ GROUPS = [
         [("self.word(tokens) + self.places", "self.word(tokens)", "words without an order")],
     ),
     (
+        "samplers.py",
+        ["test_samplers.py::test_moments_are_those_of_many_walks"],
+        [
+            (
+                "rows[-1] += float(std)",
+                "rows[-1] += float(std) ** 2",
+                "a variance for a deviation in the exact moments",
+            ),
+            ("(state.x - mean).norm()", "state.x.norm()", "second moments about the origin"),
+        ],
+    ),
+    (
+        "toy.py",
+        ["test_toy.py::test_a_quantile_has_its_share_below_it[0.8-0.6]"],
+        [
+            (
+                "torch.where(below, middle, low), torch.where(below,",
+                "torch.where(below, low, middle), torch.where(below,",
+                "a bisection that keeps the wrong half",
+            )
+        ],
+    ),
+    (
+        "verify.py",
+        ["test_verify.py::test_extrapolation_removes_every_power_that_the_rows_can_show"],
+        [("(2**order - 1) for", "2**order for", "an extrapolation that is not an average")],
+    ),
+    (
         "nets/embedding.py",
         ["test_nets.py::test_places_against_their_definition"],
         [

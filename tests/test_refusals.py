@@ -167,6 +167,7 @@ TABLE_OF_ERRORS = {
     "samplers.invert": (walk(A.invert, torch.tensor([0.5, 0.0])), ValueError, "ts must end"),
     "samplers.sample": (lambda: A.sample(DENOISE, SCHEDULE, X.long(), GRID), TypeError, "x must be"),
     "samplers.start": (lambda: A.start(SCHEDULE, [0.5, 0.1], (3, 2)), TypeError, "ts must be"),
+    "samplers.moments": (lambda: A.moments(DENOISE, SCHEDULE, GRID, 0.0, -1.0), ValueError, "std must be"),
     "drag.score_field": (lambda: drag.score_field(MIXTURE, sigma=5.0, alt="a"), ValueError, "sigma must lie"),
     "drag.build": (lambda: drag.build(MIXTURE, sigma=0.0, alt="a"), ValueError, "sigma must lie"),
     "likelihood.ode_log_likelihood": (
@@ -291,6 +292,7 @@ TABLE_OF_ERRORS = {
         "ts must decrease",
     ),
     "verify.verify": (lambda: verify.verify("forward", 1.0, 1.0), ValueError, "label"),
+    "verify.extrapolated": (lambda: verify.extrapolated([]), ValueError, "rows must hold"),
     "exercises.check": (lambda: exercises.check("99.1", 1), ValueError, "exercise"),
     "figures.figure": (lambda: figures.figure(width=0.0), ValueError, "width"),
     "figures.show": (lambda: figures.show(figures.figure()[0], "", "text"), ValueError, "caption"),

@@ -25,6 +25,7 @@ from companion.samplers import (
     euler_maruyama,
     heun,
     invert,
+    moments,
     plms,
     predictor_corrector,
     sample,
@@ -169,17 +170,8 @@ class Wide:
 
 
 def variance_left(denoise, schedule, ts, variance, start):
-    """The walk is linear in its start and its draws: one row each, and the sum of squares is the variance."""
-    draws = iter(range(1, len(ts)))
-
-    def noise(x):
-        z = torch.zeros_like(x)
-        z[next(draws)] = 1.0
-        return z
-
-    x = torch.zeros(len(ts), 1, dtype=torch.float64)
-    x[0] = start**0.5
-    return sample(denoise, schedule, x, ts, sampler=ancestral, variance=variance, noise=noise).square().sum().item()
+    """What the ancestral sampler leaves of data at 0 with this variance, exactly."""
+    return moments(denoise, schedule, ts, 0.0, start**0.5, sampler=ancestral, variance=variance)[1, -1].item() ** 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 40])
@@ -225,6 +217,19 @@ def gaussian_variance(schedule, ts, eta, variance):
     return now
 
 
+def test_moments_are_those_of_many_walks():
+    """Data off the origin, and a sampler that draws more than once a step: means and deviations by Monte Carlo."""
+    schedule, n = S.LinearVP(), 200_000
+    denoise, ts = GaussianMixture([1.0], [[0.8]], stds=[0.5]).denoiser(schedule), grid(schedule, 6)
+    options = {"sampler": predictor_corrector, "steps": 2, "size": 0.1}
+    means, spreads = moments(denoise, schedule, ts, 0.3, 0.9, **options)
+    x = 0.3 + 0.9 * torch.randn(n, 1, dtype=torch.float64)
+    walk = [state.x for state in predictor_corrector(denoise, schedule, x, ts, steps=2, size=0.1)]
+    for x, mean, spread in zip(walk, means, spreads, strict=True):
+        assert abs(x.mean() - mean) < 4.5 * spread / n**0.5
+        assert abs(x.std() / spread - 1) < 4.5 / (2 * n) ** 0.5
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_weak_order_of_the_noisy_sampler(eta):
     schedule, variance = S.CosineVP(0.0), 0.25
@@ -234,9 +239,12 @@ def test_weak_order_of_the_noisy_sampler(eta):
         want = schedule.alpha(ts[-1]) ** 2 * variance + schedule.sigma(ts[-1]) ** 2
         errors.append(abs(gaussian_variance(schedule, ts, eta, variance) - want.item()))
     assert abs(math.log2(errors[-2] / errors[-1]) - 1) < 0.1
-    # and the package's sampler has the recursion's variance
+    # and the package's sampler has the recursion's variance, by its exact moments and by Monte Carlo
     one = GaussianMixture([1.0], [[0.0]], stds=[variance**0.5])
     ts = grid(schedule, 8, end=0.1)
+    begin = (schedule.alpha(ts[0]) ** 2 * variance + schedule.sigma(ts[0]) ** 2).sqrt().item()
+    exact = moments(one.denoiser(schedule), schedule, ts, 0.0, begin, eta=eta)
+    assert exact.shape == (2, 8) and exact[1, -1] ** 2 == pytest.approx(gaussian_variance(schedule, ts, eta, variance))
     x = (schedule.alpha(ts[0]) ** 2 * variance + schedule.sigma(ts[0]) ** 2).sqrt() * torch.randn(400_000, 1).double()
     found = sample(one.denoiser(schedule), schedule, x, ts, eta=eta).var()
     want = gaussian_variance(schedule, ts, eta, variance)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import SCHEDULES, refuses
+from scipy.stats import norm
 
 from companion.toy import GaussianMixture, swiss_roll
 
@@ -96,6 +97,25 @@ def test_alpha_and_sigma_per_sample(mixture):
     alone = torch.cat([mixture.denoiser(schedule)(x[i : i + 1], t[i]) for i in range(5)])
     torch.testing.assert_close(together, alone)
     assert torch.allclose(mixture.responsibilities(x, 0.5, 0.5).sum(-1), torch.ones(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("alpha,sigma", [(1.0, 0.0), (0.8, 0.6), (0.0, 1.0)])
+def test_a_quantile_has_its_share_below_it(alpha, sigma):
+    """By the component's own distribution functions, SciPy's."""
+    line = GaussianMixture.two()
+    share = torch.tensor([1e-6, 0.01, 0.3, 0.7, 0.999999], dtype=torch.float64)
+    found = line.quantile(share, alpha, sigma)
+    assert found.shape == (5, 1)
+    scales = (alpha**2 * line.spread[:, 0] + sigma**2).sqrt()
+    below = norm.cdf(found.numpy(), alpha * line.means[:, 0].numpy(), scales.numpy()) @ line.weights.numpy()
+    assert abs(below / share.numpy() - 1).max() < 1e-8
+    grid = line.quantile(share[:, None], torch.tensor([0.5, alpha]).double(), torch.tensor([0.7, sigma]).double())
+    assert grid.shape == (5, 2, 1) and torch.allclose(grid[:, 1], found)
+    for bad in (0.0, 1.0):
+        with refuses(ValueError, "share must lie"):
+            line.quantile(torch.tensor([0.5, bad]).double())
+    with refuses(ValueError, "on the line"):
+        GaussianMixture.four().quantile(share)
 
 
 @pytest.mark.parametrize(

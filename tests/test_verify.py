@@ -1,13 +1,14 @@
 """verify: it passes what is right, and nothing else."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from companion.samplers import ddim
-from companion.verify import verify
+from companion.verify import extrapolated, verify
 
 WRONG = {"half": 0.5}
 
@@ -103,3 +104,11 @@ def test_badge(monkeypatch):
         'href="#eq-not-there"' in shown[0]["text/html"]
         and 'data-api="companion.samplers.ddim"' in shown[0]["text/html"]
     )
+
+
+def test_extrapolation_removes_every_power_that_the_rows_can_show():
+    """Of a polynomial in the step it leaves the constant; of the compound interest of a year, e."""
+    rows = [torch.tensor([2.0 + h - 3 * h**2, h]) for h in (0.5, 0.25, 0.125)]
+    torch.testing.assert_close(extrapolated(rows), torch.tensor([2.0, 0.0]))
+    found = extrapolated((1 + 1 / n) ** n for n in (8, 16, 32, 64, 128, 256))
+    assert found == pytest.approx(math.e, abs=1e-9) and abs((1 + 1 / 256) ** 256 - math.e) > 1e-3
