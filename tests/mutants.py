@@ -757,7 +757,7 @@ GROUPS = [
         [
             ("x = x + self.out", "x = self.out", "attention without its skip"),
             ("attention(q, k, v)", "attention(k, q, v)", "queries and keys exchanged"),
-            ("channels // 32)", "channels // 64)", "half as many heads"),
+            ("channels // head)", "channels // (2 * head))", "half as many heads"),
         ],
     ),
     (

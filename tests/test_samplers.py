@@ -222,8 +222,8 @@ def test_moments_are_those_of_many_walks():
     schedule, n = S.LinearVP(), 200_000
     denoise, ts = GaussianMixture([1.0], [[0.8]], stds=[0.5]).denoiser(schedule), grid(schedule, 6)
     options = {"sampler": predictor_corrector, "steps": 2, "size": 0.1}
-    means, spreads = moments(denoise, schedule, ts, 0.3, 0.9, **options)
-    x = 0.3 + 0.9 * torch.randn(n, 1, dtype=torch.float64)
+    means, spreads = moments(denoise, schedule, ts, 0.3, 3.0, **options)
+    x = 0.3 + 3.0 * torch.randn(n, 1, dtype=torch.float64)
     walk = [state.x for state in predictor_corrector(denoise, schedule, x, ts, steps=2, size=0.1)]
     for x, mean, spread in zip(walk, means, spreads, strict=True):
         assert abs(x.mean() - mean) < 4.5 * spread / n**0.5
