@@ -42,6 +42,8 @@ def facts(card):
     yield row("network", html.escape(", ".join(parts(card.get("model")))))
     yield row("parameters", f"{card['parameters']:,} in {card['bytes'] / 1e6:.1f} MB")
     yield row("data", text.get("data", "–"))
+    if "begun" in text:
+        yield row("begun", text["begun"])
     batch = f" of {text['batch']}" if "batch" in text else ""
     steps = [f"{card['steps']:,} steps{batch}"] if card.get("steps") else []
     steps += [f"seed {text['seed']}"] if "seed" in text else []

@@ -1,6 +1,6 @@
-"""Scenes from captions, by diffusion on the latents of ``scene_vae`` (an hour on one CPU core with --bf16 --compile).
+"""Scenes from captions, by diffusion on the latents of ``scene_vae`` (an hour and a quarter on one CPU core).
 
-An hour of a CPU is little for two shapes in the right places (see the card). A GPU has time for more:
+The text encoder starts as ``scene_text``, which already knows which shape goes where. On a GPU there is time for more:
 
     python -m companion.train scenes --steps 60000 --batch 512 --images 500000 --bf16 --compile
 
@@ -33,13 +33,15 @@ MODEL = {
     "kind": "v",
 }
 PAIRS = 0.7  # share of the scenes with two shapes, which are harder to learn
+DATA = f"scenes of companion.data.scenes, split 'seen', {PAIRS:.0%} of them with two shapes"
 TIMES = logit_normal(0.6, 1.2)  # more of them near the noise, where a picture's layout is decided
 WALK, SCALE = 20, 3.0  # evaluations of DPM-Solver++(2M) and guidance scale of the figures on the card
 
 
 def main(arguments):
     """Train on latents, measure, and write ``scenes.safetensors`` with its card."""
-    options = parser("scenes", __doc__, 9000)
+    options = parser("scenes", __doc__, 13000)
+    options.set_defaults(images=80000, lr=1.5e-3)
     options.add_argument("--autoencoder", default="scene_vae")
     given = options.parse_args(arguments)
     vae = zoo.load(given.autoencoder, device=gpu.device())
@@ -50,7 +52,7 @@ def main(arguments):
     about = {
         "description": "Denoiser of the 8×8×4 latents of 64×64 scenes, told a caption as 12 tokens (zeros: none).",
         "autoencoder": given.autoencoder,
-        "data": f"{given.images:,} scenes of companion.data.scenes, split 'seen', as latents of {given.autoencoder}",
+        "data": f"{given.images:,} {DATA}, as latents of {given.autoencoder}",
     }
     write(model, given, options, MODEL, seconds, about, vae)
 
@@ -89,6 +91,7 @@ def write(model, given, options, description, seconds, about, vae=None, base=Non
         "recipe": recipes.command(options, given, "steps", "batch", "images", "lr"),
         "batch": given.batch,
         **about,
+        "begun": "from scene_text, the text encoder" if base is None else "from scenes, all of it",
         "seconds": round(seconds),
         "grid": f"Forty scenes for captions of the kind that the model has seen; {WALK} evaluations by "
         f"DPM-Solver++(2M), guidance scale {SCALE:g}.",

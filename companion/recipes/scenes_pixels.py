@@ -1,6 +1,6 @@
 """Scenes from captions without an autoencoder: the model that ``scenes`` is held against, of as many parameters.
 
-Half an hour of one CPU core is far too little for it (see the card); on a GPU:
+Three quarters of an hour of one CPU core are too little for it (see the card); on a GPU:
 
     python -m companion.train scenes_pixels --steps 60000 --batch 512 --images 100000 --bf16 --compile
 """
@@ -30,8 +30,8 @@ MODEL = {
 
 def main(arguments):
     """Train on pictures, measure, and write ``scenes_pixels.safetensors`` with its card."""
-    options = scenes.parser("scenes_pixels", __doc__, 3000)
-    options.set_defaults(images=20000)
+    options = scenes.parser("scenes_pixels", __doc__, 3400)
+    options.set_defaults(images=30000, batch=32)
     given = options.parse_args(arguments)
     drawn = data.scenes(given.images, seed=given.seed, pairs=scenes.PAIRS)
     model, seconds = scenes.fit(MODEL, given, drawn.images, scenes.scenes.tokens(drawn.what))
@@ -39,6 +39,6 @@ def main(arguments):
         return
     about = {
         "description": "Denoiser of 64×64 scenes, pixel by pixel, told a caption as 12 tokens (zeros: none).",
-        "data": f"{given.images:,} scenes of companion.data.scenes, split 'seen'",
+        "data": f"{given.images:,} {scenes.DATA}",
     }
     scenes.write(model, given, options, MODEL, seconds, about)

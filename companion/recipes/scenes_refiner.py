@@ -28,7 +28,7 @@ def main(arguments):
     base = zoo.load("scenes", device=gpu.device())
     autoencoder = zoo.card("scenes")["autoencoder"]
     vae = zoo.load(autoencoder, device=gpu.device())
-    x0, tokens = latent.encoded(vae, given.images, seed=given.seed)
+    x0, tokens = latent.encoded(vae, given.images, seed=given.seed, pairs=scenes.PAIRS)
     model, seconds = scenes.fit(scenes.MODEL, given, x0, tokens, start=base, times=late)
     if rank():
         return
@@ -36,6 +36,6 @@ def main(arguments):
         "description": f"Refiner of the latents of scenes: made for t below {BELOW} alone, where it takes over from "
         "the model scenes.",
         "autoencoder": autoencoder,
-        "data": f"{given.images:,} scenes of companion.data.scenes, split 'seen', as latents of {autoencoder}",
+        "data": f"{given.images:,} {scenes.DATA}, as latents of {autoencoder}",
     }
     scenes.write(model, given, options, scenes.MODEL, seconds, about, vae, base=base)
