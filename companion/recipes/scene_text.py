@@ -2,8 +2,8 @@
 
 It answers from the caption alone what ``scene_reader`` asks of a picture: which shape is on the left or above, in which
 colour and size. "Left of" and "right of" exchange the places of the two, so no word says where its shape goes: a
-denoiser that has to find this out from pictures draws the right shapes in the wrong places for a long time. Larger
-models start from encoders that were trained before as well, CLIP's or T5's (Rombach et al. 2022; Esser et al. 2024).
+denoiser that has to find this out from pictures draws the right shapes in the wrong places for a long time. Large
+models, too, are given encoders that were trained before: those of CLIP and T5, say (Esser et al. 2024).
 """
 
 import time
