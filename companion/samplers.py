@@ -595,10 +595,18 @@ def start(schedule, ts, shape, *, generator=None, dtype=torch.float32, device=No
     return schedule.sigma(ts[:1].double()).item() * z
 
 
+class Moments(NamedTuple):
+    """``mean`` and ``std`` after each step of a walk, ``correlation`` with its start: (steps,) each, float64."""
+
+    mean: Tensor
+    std: Tensor
+    correlation: Tensor
+
+
 def moments(
     denoise, schedule, ts, mean: float | int | Tensor, std: float | int | Tensor, *, sampler=ddim, **options
-) -> Tensor:
-    """Means and standard deviations after each step of a walk from N(mean, std²) on a line: (2, steps), float64.
+) -> Moments:
+    """The ``Moments`` of a walk from N(mean, std²) on a line.
 
     Exact, with no chance in it, where the walk is affine in its start and its draws, as it is for Gaussian data: one
     row of a batch carries the start's deviation and one each draw. ``options`` go to the sampler; ``noise`` is not one.
@@ -625,8 +633,9 @@ def moments(
     rows = middle.repeat(draws + 1, 1)
     rows[-1] += float(std)
     walk = sampler(denoise, schedule, rows, ts, noise=one_row_each, **options)
-    spreads = [(state.x - mean).norm() for state, mean in zip(walk, means, strict=True)]
-    return torch.stack([torch.cat(means)[:, 0], torch.stack(spreads)])
+    apart = torch.stack([(state.x - mean)[:, 0] for state, mean in zip(walk, means, strict=True)])
+    spread = apart.norm(dim=1)
+    return Moments(torch.cat(means)[:, 0], spread, apart[:, -1] / spread)
 
 
 # annealed_langevin and predictor_corrector have none: the bias of a Langevin step depends on its size, not on the grid

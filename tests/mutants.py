@@ -826,7 +826,8 @@ GROUPS = [
                 "rows[-1] += float(std) ** 2",
                 "a variance for a deviation in the exact moments",
             ),
-            ("(state.x - mean).norm()", "state.x.norm()", "second moments about the origin"),
+            ("(state.x - mean)[:, 0]", "state.x[:, 0]", "second moments about the origin"),
+            ("apart[:, -1] / spread", "apart[:, -1] / spread**2", "a covariance over a variance for a correlation"),
         ],
     ),
     (

@@ -171,7 +171,7 @@ class Wide:
 
 def variance_left(denoise, schedule, ts, variance, start):
     """What the ancestral sampler leaves of data at 0 with this variance, exactly."""
-    return moments(denoise, schedule, ts, 0.0, start**0.5, sampler=ancestral, variance=variance)[1, -1].item() ** 2
+    return moments(denoise, schedule, ts, 0.0, start**0.5, sampler=ancestral, variance=variance).std[-1].item() ** 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 40])
@@ -222,10 +222,12 @@ def test_moments_are_those_of_many_walks():
     schedule, n = S.LinearVP(), 200_000
     denoise, ts = GaussianMixture([1.0], [[0.8]], stds=[0.5]).denoiser(schedule), grid(schedule, 6)
     options = {"sampler": predictor_corrector, "steps": 2, "size": 0.1}
-    means, spreads = moments(denoise, schedule, ts, 0.3, 3.0, **options)
-    x = 0.3 + 3.0 * torch.randn(n, 1, dtype=torch.float64)
+    found = moments(denoise, schedule, ts, 0.3, 3.0, **options)
+    x = first = 0.3 + 3.0 * torch.randn(n, 1, dtype=torch.float64)
     walk = [state.x for state in predictor_corrector(denoise, schedule, x, ts, steps=2, size=0.1)]
-    for x, mean, spread in zip(walk, means, spreads, strict=True):
+    for x, mean, spread, correlation in zip(walk, *found, strict=True):
+        seen = torch.corrcoef(torch.cat([first, x], 1).T)[0, 1]
+        assert abs(seen - correlation) < 4.5 * (1 - correlation**2) / n**0.5
         assert abs(x.mean() - mean) < 4.5 * spread / n**0.5
         assert abs(x.std() / spread - 1) < 4.5 / (2 * n) ** 0.5
 
@@ -244,7 +246,7 @@ def test_weak_order_of_the_noisy_sampler(eta):
     ts = grid(schedule, 8, end=0.1)
     begin = (schedule.alpha(ts[0]) ** 2 * variance + schedule.sigma(ts[0]) ** 2).sqrt().item()
     exact = moments(one.denoiser(schedule), schedule, ts, 0.0, begin, eta=eta)
-    assert exact.shape == (2, 8) and exact[1, -1] ** 2 == pytest.approx(gaussian_variance(schedule, ts, eta, variance))
+    assert len(exact.std) == 8 and exact.std[-1] ** 2 == pytest.approx(gaussian_variance(schedule, ts, eta, variance))
     x = (schedule.alpha(ts[0]) ** 2 * variance + schedule.sigma(ts[0]) ** 2).sqrt() * torch.randn(400_000, 1).double()
     found = sample(one.denoiser(schedule), schedule, x, ts, eta=eta).var()
     want = gaussian_variance(schedule, ts, eta, variance)
