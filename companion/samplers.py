@@ -609,8 +609,8 @@ def moments(
     """The ``Moments`` of a walk from N(mean, std²) on a line.
 
     Exact, with no chance in it, where the walk is affine in its start and its draws, as it is for Gaussian data: one
-    row of a batch carries the start's deviation and one each draw. ``options`` go to the sampler; ``noise`` is not one.
-    Raises ValueError for a negative std, and as the sampler does.
+    row of a batch carries the start's deviation and one each draw. ``correlation`` is nan where nothing is spread.
+    ``options`` go to the sampler; ``noise`` is not one. Raises ValueError for a negative std, and as the sampler does.
     """
     if not std >= 0:
         raise ValueError(f"std must be at least 0; got {std}")

@@ -240,6 +240,11 @@ def test_every_pixel_of_a_unet_is_told_its_place():
     stem = plain.stem.forward
     plain.stem.forward = lambda x: stem(x) + place_embedding(4, 8, 16).reshape(4, 8, 16).permute(2, 0, 1)
     torch.testing.assert_close(net(x, t), plain(x, t))
+    seen = []
+    net.down[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net(x, t)
+    assert seen[0].dtype == torch.bfloat16 and seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("head,heads", [(32, 1), (16, 2), (8, 4)])

@@ -174,8 +174,8 @@ class UNet(Conditioned):
         seen = F.pixel_unshuffle(torch.cat([x, angles.sin(), angles.cos()], 1), self.patch)
         h = self.stem(seen.contiguous(memory_format=torch.channels_last))
         if self.places:
-            height, width = h.shape[2:]
-            h = h + place_embedding(height, width, self.width, device=h.device).mT.unflatten(-1, (height, width))
+            table = place_embedding(*h.shape[2:], self.width, device=h.device).to(h.dtype)  # autocast: h stays half
+            h = h + table.mT.unflatten(-1, h.shape[2:])
         handed = [h]
         for layer in self.down:
             h = layer(h, emb, *told) if isinstance(layer, ResBlock) else layer(h)

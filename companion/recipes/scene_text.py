@@ -1,9 +1,9 @@
 """A text encoder that has learned what captions say before it steers a denoiser (two minutes on one CPU thread).
 
 It answers from the caption alone what ``scene_reader`` asks of a picture: which shape is on the left or above, in which
-colour and size. "Left of" and "right of" exchange the places of the two, so no word says where its shape goes: a
-denoiser that has to find this out from pictures draws the right shapes in the wrong places for a long time. Large
-models, too, are given encoders that were trained before: those of CLIP and T5, say (Esser et al. 2024).
+colour and size. "Left of" and "right of" exchange the places of the two, so no word says where its shape goes, and a
+denoiser that has to find this out from pictures learns it later (``python -m companion.bench text``). Large models,
+too, are given encoders that were trained before: those of CLIP and T5, say (Esser et al. 2024).
 """
 
 import time

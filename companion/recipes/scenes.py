@@ -117,9 +117,9 @@ def paint(model, what, vae, seed, *, scale=SCALE, steps=WALK, **options):
 def judged(images, what, reader, reference):
     """Figures of pictures for described scenes: the shares that the reader finds right, and the Fréchet distance."""
     read = torch.cat([reader.read(part) for part in images.split(250)])
-    right = {key: value.double().mean().item() for key, value in scenes.agreement(read, what).items()}
-    two = what[:, 1] > 0
-    whole = scenes.agreement(read, what)["all"].double()
+    agreed = {key: value.double() for key, value in scenes.agreement(read, what).items()}
+    two, whole = what[:, 1] > 0, agreed["all"]
+    right = {key: value.mean().item() for key, value in agreed.items()}
     parts = {"one shape": whole[~two].mean().item() if (~two).any() else None}
     parts["two shapes"] = whole[two].mean().item() if two.any() else None
     turned = scenes.agreement(read, scenes.exchanged(what))["all"].double() * (1 - whole)
