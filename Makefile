@@ -59,8 +59,8 @@ lint: setup ## style, notebooks, equation numbers
 unit: setup ## unit tests of the package and the tools
 	@CHROMIUM=$$(bash book/tools/chromium.sh) COMPANION_REQUIRE_ALL=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) \
 	  -p no:cacheprovider --jaxtyping-packages=companion,beartype.beartype tests --ignore=tests/site
-	@echo "refusals once more, in the package's own words, without the checker of annotations"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -p no:cacheprovider tests --ignore=tests/site -k "bad or refuses"
+	@echo "without the checker of annotations: what is traced, and refusals once more, in the package's own words"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -p no:cacheprovider tests --ignore=tests/site -k "bad or refuses or compiler"
 
 nbval: setup ## every chapter alone, in an empty folder, with the built wheel
 	@$(PY) book/tools/run_nbval.py --jobs $(JOBS)

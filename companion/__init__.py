@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "autoencoding couplings data denoisers drag exercises explore figures fokker_planck forward gpu latent likelihood "
-    "losses metrics nets predictions samplers scenes schedules toy times training verify zoo"
+    "losses metrics nets predictions processes samplers scenes schedules toy times training verify zoo"
 ).split()
 
 

@@ -57,7 +57,7 @@ def to_x0_eps(
     p, q = target_coefficients(kind, schedule, t)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     determinant = alpha * q - sigma * p
-    if determinant.device.type == "cpu":  # on another device a check would wait for it, at every step of a sampler
+    if determinant.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a check would wait
         singular = ~torch.isfinite(determinant) | (determinant == 0)
         if singular.any():
             at, a, s = (v[singular].flatten()[0].item() for v in (t, alpha, sigma))

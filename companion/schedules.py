@@ -213,10 +213,11 @@ class DiscreteVP(Schedule):
         left = time.detach().floor().clamp(1, max(len(table) - 1, 1)).long() - 1
         right = (left + 1).clamp(max=len(table) - 1)
         part = time - (left + 1)
-        finite = torch.isfinite(log_snr[right])  # not so for the last node of a table that ends at alpha = 0
-        inside = log_snr[left] + part * torch.where(finite, log_snr[right] - log_snr[left], 0.0)
-        signal = torch.where(finite, torch.sigmoid(inside), table[left] * (1 - part))
-        noise = torch.where(finite, torch.sigmoid(-inside), 1 - table[left] * (1 - part))
+        here, there, level = log_snr.take(left), log_snr.take(right), table.take(left)  # brackets would ask the host
+        finite = torch.isfinite(there)  # not so for the last node of a table that ends at alpha = 0
+        inside = here + part * torch.where(finite, there - here, 0.0)
+        signal = torch.where(finite, torch.sigmoid(inside), level * (1 - part))
+        noise = torch.where(finite, torch.sigmoid(-inside), 1 - level * (1 - part))
         first = time * (1 - table[0])  # between the data and the first node the variance grows linearly
         return torch.where(time < 1, 1 - first, signal), torch.where(time < 1, first, noise)
 

@@ -9,7 +9,7 @@ import pkgutil
 import sys
 
 from companion import recipes
-from companion.training import distributed
+from companion.processes import distributed
 
 
 def main(arguments: list[str]) -> int:

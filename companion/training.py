@@ -1,11 +1,10 @@
 """The training loop is a generator: it yields after every step, and the caller decides what to watch, when to stop.
 
-It runs in one process, or in several that torchrun starts and ``distributed`` joins; the weights come out the same.
+It runs in one process, or in several that torchrun starts and ``processes.distributed`` joins; the weights come out
+the same. What a single step does stands in ``gpu.compile_train_step``.
 """
 
-import contextlib
 import copy
-import functools
 import json
 import math
 import os
@@ -20,9 +19,10 @@ from torch import distributed as dist
 
 from companion import _checks as check
 from companion.denoisers import Clipped
+from companion.gpu import compile_train_step
 from companion.losses import simple_loss
+from companion.processes import rank, world
 from companion.samplers import ddim, sample, start
-from companion.times import antithetic
 
 
 class EMA:
@@ -38,13 +38,26 @@ class EMA:
         self.decay, self.updates = decay, 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def update(self, model: nn.Module):
         """Move the average one step towards ``model``'s weights."""
+        self.move(model, self.pace())
+
+    def pace(self) -> float:
+        """The share of the way that the next step goes; a call counts that step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        return 1 - decay
+
+    @torch.no_grad()
+    def move(self, model: nn.Module, pace: float | Float[Tensor, ""]):
+        """Move the average this share of the way, which may be a tensor on the device, towards ``model``'s weights."""
         averaged, current = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        if isinstance(pace, Tensor):
+            way = torch._foreach_sub(current, averaged)
+            torch._foreach_mul_(way, pace)
+            torch._foreach_add_(averaged, way)
+        else:
+            torch._foreach_lerp_(averaged, current, pace)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
 
@@ -62,67 +75,6 @@ def budget(full: int, quick: int) -> int:
     check.positive_int("full", full)
     check.positive_int("quick", quick)
     return quick if os.environ.get("COMPANION_QUICK") else full
-
-
-# ---- several processes ----------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def distributed():
-    """Join the other processes of torchrun while the context lasts: each its own GPU, or all on the CPU.
-
-    Does nothing in a process that torchrun did not start. Raises RuntimeError where there are more processes than GPUs.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        yield
-        return
-    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
-    if gpus:
-        if local >= gpus:
-            raise RuntimeError(f"torchrun's --nproc-per-node must not exceed the {gpus} GPUs here")
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if gpus else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def rank() -> int:
-    """This process's number among those that train together; 0, the one that writes files, where there is only one."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world():
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class _Loss(nn.Module):
-    """The loss as a forward pass: that is what DistributedDataParallel wraps."""
-
-    def __init__(self, denoiser, loss):
-        super().__init__()
-        self.denoiser, self.loss = denoiser, loss
-
-    def forward(self, *batch, **options):
-        return self.loss(self.denoiser, *batch, **options)
-
-
-def _over_all(value):
-    """The mean of a tensor over the processes."""
-    if _world() > 1:
-        dist.all_reduce(value)
-        value = value / _world()
-    return value
-
-
-def _in_order(part):
-    """The batch's values from every process's share, which is each ``world``-th sample."""
-    if _world() == 1:
-        return part
-    parts = [torch.empty_like(part) for _ in range(_world())]
-    dist.all_gather(parts, part.contiguous())
-    return torch.stack(parts, 1).flatten()
 
 
 # ---- the loop -------------------------------------------------------------------------------------------------------
@@ -146,6 +98,8 @@ def train(
     loss=simple_loss,
     times=None,
     autocast: torch.dtype | None = None,
+    compile: bool = False,
+    graph: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
     metrics: str | Path | None = None,
@@ -168,6 +122,8 @@ def train(
     device=…)`` gives others as a ``Times``, weights and all: then the loss is called with ``per_sample=True``, and an
     ``update(t, losses)`` such as that of ``times.Importance`` is told what it found. ``autocast`` is the type in which
     the network works, torch.bfloat16 or torch.float16 (with scaled gradients); weights and loss stay in x0's.
+    With ``compile`` the loss goes through ``torch.compile``; with ``graph`` a step on a CUDA device is one CUDA graph
+    (``gpu.compile_train_step`` says what cannot be in it).
 
     With ``checkpoint`` the state is written there every ``checkpoint_every`` steps and at the end, and training goes on
     from it if the file is there: on a CPU with the very same weights as without the interruption. ``metrics`` is a file
@@ -175,101 +131,51 @@ def train(
     these steps, lr, seconds, images_per_second (the caller's time between steps included); lines past the step that
     training starts from are removed.
 
-    Inside ``distributed`` every process draws the same batch and takes its share of it, and gradients are averaged
-    (DistributedDataParallel): the weights are those of one process with the same ``batch``, to rounding. Dropout's
-    draws differ between processes, and so from those of one. Only the process of ``rank`` 0 writes files.
+    Inside ``processes.distributed`` every process draws the same batch and takes its share of it, and gradients are
+    averaged (DistributedDataParallel): the weights are those of one process with the same ``batch``, to rounding.
+    Dropout's draws differ between processes, and so from those of one. Only the process of ``rank`` 0 writes files.
     """
-    check.floating("x0", x0)
-    check.finite("x0", x0)
-    counts = {"steps": steps, "batch": batch, "checkpoint_every": checkpoint_every, "metrics_every": metrics_every}
+    counts = {"steps": steps, "checkpoint_every": checkpoint_every, "metrics_every": metrics_every}
     for name, value in counts.items():
         check.positive_int(name, value)
-    check.one_of("autocast", autocast, (None, torch.bfloat16, torch.float16))
-    if batch % _world():
-        raise ValueError(f"batch must be divisible by the {_world()} processes; got {batch}")
-    if cond is not None and (cond.ndim not in (1, 2) or len(cond) != len(x0) or not 0 <= drop_cond < 1):
-        raise ValueError(
-            f"cond must have shape ({len(x0)},) or ({len(x0)}, length) and 0 ≤ drop_cond < 1; "
-            f"got {tuple(cond.shape)}, {drop_cond}"
-        )
-    if noise is not None:
-        check.same_shape("noise", noise, "x0", x0)
-        check.finite("noise", noise)
-        if coupling is not None:
-            raise ValueError("coupling must be None where noise is given: the pairs are made; got both")
-    device = next(denoiser.parameters()).device
-    x0, cond, noise = (None if value is None else value.to(device) for value in (x0, cond, noise))
-    null = _null(denoiser.net) if cond is not None else None
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-    generator = torch.Generator(device).manual_seed(seed)
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
+    step = compile_train_step(
+        denoiser,
+        x0,
+        batch=batch,
+        ema=ema,
+        cond=cond,
+        drop_cond=drop_cond,
+        clip=clip,
+        seed=seed,
+        noise=noise,
+        coupling=coupling,
+        loss=loss,
+        times=times,
+        autocast=autocast,
+        compile=compile,
+        graph=graph,
+    )
     log = _Log(metrics, metrics_every, batch)
-    state = {"denoiser": denoiser, "optimizer": optimizer, "generator": generator, "ema": ema}
-    state |= {"times": times if hasattr(times, "state_dict") else None, "scaler": scaler, "log": log}
-    if _world() > 1:
+    state = {"denoiser": denoiser, "optimizer": step.optimizer, "generator": step.generator, "ema": ema}
+    state |= {"times": times if hasattr(times, "state_dict") else None, "scaler": step.scaler, "log": log}
+    if world() > 1:
         torch.manual_seed(seed + 1000 * (rank() + 1))  # dropout must not be the same in every process
     first = _resume(checkpoint, state, steps) if checkpoint and Path(checkpoint).exists() else 0
     log.start(first)
-    draw = functools.partial(antithetic, denoiser.schedule) if times is None else times
-    measure, mine = _Loss(denoiser, loss), slice(rank(), None, _world())
-    if _world() > 1:
-        on = [device] if device.type == "cuda" else None
-        measure = nn.parallel.DistributedDataParallel(measure, device_ids=on)
     denoiser.train()
     began = time.perf_counter()
-    for step in _counter(first, steps, progress and rank() == 0):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * _warmed(step, steps, warmup)
-        chosen = torch.randint(len(x0), (batch,), generator=generator, device=device)
-        t, weight = draw(batch, generator=generator, device=device)
-        partner = noise[chosen] if noise is not None else _normal(x0, batch, generator)
-        if coupling is not None:
-            partner = coupling(x0[chosen], partner, None if cond is None else cond[chosen])
-            check.same_shape("coupling's noise", partner, "the batch", x0[chosen])
-        given = None
-        if cond is not None:
-            dropped = torch.rand(batch, generator=generator, device=device) < drop_cond
-            given = torch.where(dropped.view(-1, *[1] * (cond.ndim - 1)), null, cond[chosen])[mine]
-        share = x0[chosen[mine]], t[mine], partner[mine], given
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            if times is None:
-                value = measure(*share)
-            else:
-                losses = measure(*share, per_sample=True)
-                check.same_shape("loss", losses, "t", t[mine])
-                value = (weight[mine] * losses).mean()
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(value).backward()
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
-        scaler.step(optimizer)
-        scaler.update()
-        if ema is not None:
-            ema.update(denoiser)
-        value = _over_all(value.detach())
-        if hasattr(times, "update"):
-            times.update(t, _in_order(losses.detach()))
-        if step % 100 == 0 and not torch.isfinite(value):
-            raise RuntimeError(f"the loss is {value.item()} at step {step}: a lower lr than {lr} may help")
+    for number in _counter(first, steps, progress and rank() == 0):
+        now = lr * _warmed(number, steps, warmup)
+        value, norm = step(now)
+        if number % 100 == 0 and not torch.isfinite(value):
+            raise RuntimeError(f"the loss is {value.item()} at step {number}: a lower lr than {lr} may help")
         log.add(value, norm)
-        if step % metrics_every == 0 or step == steps:
-            log.write(step, optimizer.param_groups[0]["lr"], time.perf_counter() - began)
-        if checkpoint and (step % checkpoint_every == 0 or step == steps):
-            _save(checkpoint, state, step)
-        yield Progress(step, value, time.perf_counter() - began)
+        if number % metrics_every == 0 or number == steps:
+            log.write(number, now, time.perf_counter() - began)
+        if checkpoint and (number % checkpoint_every == 0 or number == steps):
+            _save(checkpoint, state, number)
+        yield Progress(number, value, time.perf_counter() - began)
     denoiser.eval()
-
-
-def _normal(x0, batch, generator):
-    return torch.randn((batch, *x0.shape[1:]), generator=generator, device=x0.device, dtype=x0.dtype)
-
-
-def _null(net):
-    """What stands for no condition."""
-    found = getattr(net, "null", getattr(net, "classes", None))
-    if found is None:
-        raise ValueError("cond must be None for a network that has no condition; got a tensor")
-    return found
 
 
 def _warmed(step, steps, warmup):
@@ -343,8 +249,8 @@ def _replace(path, content):
 def _save(path, state, step):
     """Write the whole state, by rank 0; the others tell it the state of their global generators."""
     generators = [torch.get_rng_state()]
-    if _world() > 1:
-        generators = [None] * _world()
+    if world() > 1:
+        generators = [None] * world()
         dist.all_gather_object(generators, torch.get_rng_state())
     if rank():
         return

@@ -199,8 +199,8 @@ GROUPS = [
         [f"{SCHEDULES}::test_zero_terminal_snr"],
         [
             (
-                "(inside), table[left] * (1 - part)",
-                "(inside), table[left] * (1 + part)",
+                "(inside), level * (1 - part)",
+                "(inside), level * (1 + part)",
                 "signal left at the noisy end",
             ),
             ("(root[0] - root[-1])) ** 2)", "(root[0] - root[-1])))", "the rescaled table not squared"),
@@ -591,7 +591,7 @@ GROUPS = [
         "training.py",
         ["test_training.py::test_ema_is_the_weighted_mean"],
         [
-            ("current, 1 - decay)", "current, decay)", "an average that follows instead of remembering"),
+            ("return 1 - decay", "return decay", "an average that follows instead of remembering"),
             ("min(self.decay, (1", "max(self.decay, (1", "the warm-up of the average's decay turned round"),
         ],
     ),
@@ -626,11 +626,11 @@ GROUPS = [
         ],
     ),
     (
-        "training.py",
+        "gpu.py",
         [f"{HERE}::test_classes_stay_with_their_samples_and_a_share_is_dropped"],
         [
             ("device=device) < drop_cond", "device=device) > drop_cond", "the share that keeps its class dropped"),
-            ("share = x0[chosen[mine]]", "share = x0[:batch][mine]", "samples parted from their classes"),
+            ("return (x0[chosen[mine]]", "return (x0[:batch][mine]", "samples parted from their classes"),
         ],
     ),
     (
@@ -1002,7 +1002,7 @@ GROUPS = [
         [("noise(x) if u > 0", "noise(x) if u >= 0", "noise drawn where none is used")],
     ),
     (
-        "training.py",
+        "gpu.py",
         [f"{HERE}::test_gradients_are_clipped_to_the_given_norm"],
         [("parameters(), clip)", "parameters(), clip**2)", "gradients clipped to a squared norm")],
     ),
@@ -1314,7 +1314,7 @@ GROUPS = [
         [("(1 - self.uniform_share) * share", "(1 + self.uniform_share) * share", "the sign of the uniform share")],
     ),
     (
-        "training.py",
+        "gpu.py",
         [f"{TRAINING}::test_times_that_learn_are_told_the_losses_before_they_are_weighted"],
         [("(weight[mine] * losses)", "(losses)", "weights that are not used")],
     ),
@@ -1324,11 +1324,44 @@ GROUPS = [
         [("(self.sums / self.count)", "(self.sums)", "a sum for the mean of an interval")],
     ),
     (
-        "training.py",
+        "gpu.py",
+        [f"{TRAINING}::test_two_processes_train_what_one_does"],
+        [("slice(processes.rank(), None", "slice(0, None", "the same share in every process")],
+    ),
+    (
+        "schedules.py",
+        ["test_gpu.py::test_a_denoiser_is_one_piece_to_the_compiler"],
+        [("log_snr.take(left), log", "log_snr[left], log", "a table that asks the host for its entry")],
+    ),
+    (
+        "gpu.py",
+        ["test_gpu.py::test_a_compiled_step_of_training_is_the_step_by_hand"],
+        [
+            ("group.update(lr=lr,", "group.update(lr=1e-3,", "a rate of learning that stays"),
+            ("ema.move(denoiser, pace)", "ema.move(denoiser, 0.1)", "an average that never hurries"),
+        ],
+    ),
+    (
+        "gpu.py",
+        ["test_gpu.py::test_a_generator_s_noise_is_the_plain_loop_s_and_goes_on"],
+        [
+            (
+                "torch.randn(x.shape, generator=generator,",
+                "torch.randn(x.shape, generator=None,",
+                "noise of another source",
+            )
+        ],
+    ),
+    (
+        "gpu.py",
+        ["test_gpu.py::test_half_precision_is_the_network_s_alone_and_stays_within_its_bound"],
+        [("no_grad(), _working_in(where, autocast)", "no_grad(), _working_in(where, None)", "no half precision")],
+    ),
+    (
+        "processes.py",
         [f"{TRAINING}::test_two_processes_train_what_one_does"],
         [
-            ("slice(rank(), None", "slice(0, None", "the same share in every process"),
-            ("value / _world()", "value", "a loss summed over the processes"),
+            ("value / world()", "value", "a loss summed over the processes"),
             ("torch.stack(parts, 1)", "torch.stack(parts, 0)", "losses parted from their times"),
         ],
     ),
@@ -1532,17 +1565,17 @@ GROUPS = [
         ],
     ),
     (
-        "training.py",
+        "gpu.py",
         [f"{TRAINING}::test_noise_given_stays_with_its_sample"],
         [("partner = noise[chosen]", "partner = noise[:batch]", "pairs of noise and sample parted")],
     ),
     (
-        "training.py",
+        "gpu.py",
         [f"{TRAINING}::test_a_coupling_gets_each_batch_with_every_condition_and_its_noise_is_used"],
         [("coupling(x0[chosen], partner,", "coupling(x0[:batch], partner,", "another batch's coupling")],
     ),
     (
-        "training.py",
+        "gpu.py",
         [f"{TRAINING}::test_dropped_rows_of_tokens_become_the_network_s_null"],
         [('getattr(net, "null", getattr', 'getattr(net, "nil", getattr', "a class number where text has no word")],
     ),

@@ -1,12 +1,15 @@
 """Compiled samplers equal the plain loop; on a CPU they are it, on a GPU a captured graph."""
 
+import copy
+
 import pytest
 import torch
-from conftest import refuses
+from conftest import SCHEDULES, refuses
 
 from companion import gpu
 from companion import schedules as S
 from companion.denoisers import ClassifierGuided, Clipped, Denoiser, Guided, Thresholded
+from companion.losses import simple_loss
 from companion.nets import Classifier, DiT, UNet
 from companion.samplers import (
     annealed_langevin,
@@ -25,7 +28,9 @@ from companion.samplers import (
     start,
     unipc,
 )
+from companion.times import antithetic
 from companion.toy import EmpiricalDistribution, LocalEmpirical
+from companion.training import EMA, train
 
 DEVICES = [
     "cpu",
@@ -115,6 +120,22 @@ def test_a_transformer_and_a_unet_with_attention_are_captured_too(device):
         torch.testing.assert_close(run(x), sample(denoise, schedule, x, ts), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.skipif(hasattr(S.CosineVP.alpha, "__wrapped__"), reason="runs without the checker of annotations")
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=lambda schedule: type(schedule).__name__)
+def test_a_denoiser_is_one_piece_to_the_compiler(schedule):
+    """Nothing in it asks the host for a number of the device's, which would cut it in two, and no graph could hold."""
+    torch.manual_seed(0)
+    model, label = Denoiser(UNet(1, 8, (1, 2), classes=3), schedule, "v").eval(), torch.tensor([2, 0])
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor(0.5 * schedule.t_max)
+    whole = Thresholded(Guided(model, label, 4.0, rescale=0.7))
+    pieces = {"backend": "eager", "fullgraph": True}  # traced as for a graph, then run as it stands
+    for denoise in (model, Clipped(Guided(model, label, 4.0)), whole):
+        torch.testing.assert_close(torch.compile(denoise, **pieces)(x, t), denoise(x, t))
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        torch.compile(lambda x, t: model(x, t) if t.item() > 0.1 else x, **pieces)(x, t)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_exact_denoisers_work_where_the_images_are(device):
     """On each device as on the CPU; not captured, for their precision is chosen from the noise on the host."""
@@ -142,6 +163,124 @@ def test_noise_is_fresh_at_every_step_and_call(device):
     assert abs(ab - ax * bx) < 0.03
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_generator_s_noise_is_the_plain_loop_s_and_goes_on(device):
+    schedule = S.CosineVP()
+    denoise, ts = model(device, schedule), S.linspace(schedule, 6)
+    x = start(schedule, ts, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    first, second = torch.Generator(device).manual_seed(3), torch.Generator(device).manual_seed(3)
+    run = gpu.compile_sampler(ddim, denoise, schedule, ts, x.shape, device=device, generator=first, eta=1.0)
+
+    def noise(x):
+        return torch.randn(x.shape, generator=second, device=device)
+
+    walks = [run(x), run(x)]
+    for walk in walks:
+        want = sample(denoise, schedule, x, ts, sampler=ddim, eta=1.0, noise=noise)
+        torch.testing.assert_close(walk, want, atol=1e-4, rtol=1e-4)
+    assert (walks[0] - walks[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_the_network_s_alone_and_stays_within_its_bound(device, dtype):
+    """Eight steps of rounding: 3 · 2⁻⁸ of the samples' spread for bfloat16's 8 bits, a few times 2⁻¹¹ for float16's."""
+    schedule = S.CosineVP()
+    denoise, ts = model(device, schedule), S.linspace(schedule, 8)
+    x = start(schedule, ts, (16, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    types = set()
+    denoise.net.stem.register_forward_hook(lambda module, given, found: types.add(found.dtype))
+    want = sample(denoise, schedule, x, ts)
+    run = gpu.compile_sampler(ddim, denoise, schedule, ts, x.shape, device=device, autocast=dtype)
+    found = run(x)
+    assert types == {torch.float32, dtype} and found.dtype == torch.float32
+    bound = {torch.bfloat16: 3 / 256, torch.float16: 3 / 2048}[dtype] * want.std()
+    assert 0 < (found - want).square().mean().sqrt() < bound
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def by_hand(denoiser, images, rates, *, decay=0.9, clip=0.05, wrong=""):
+    """What a step of training is, written out: batch, times, noise, loss, gradients, AdamW, average."""
+    device = images.device
+    generator = torch.Generator(device).manual_seed(4)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    average = [p.detach().clone() for p in denoiser.parameters()]
+    for n, lr in enumerate(rates):
+        rows = torch.randint(len(images), (8,), generator=generator, device=device)
+        t = antithetic(denoiser.schedule, 8, generator=generator, device=device).t
+        eps = torch.randn(8, *images.shape[1:], generator=generator, device=device)
+        optimizer.param_groups[0]["lr"] = rates[0] if wrong == "one rate" else lr
+        optimizer.zero_grad()
+        simple_loss(denoiser, images[rows], t, eps).backward()
+        if wrong != "not clipped":
+            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
+        optimizer.step()
+        keep = decay if wrong == "steady average" else min(decay, (1 + n) / (10 + n))
+        with torch.no_grad():
+            average = [keep * a + (1 - keep) * p for a, p in zip(average, denoiser.parameters(), strict=True)]
+    flat = torch.nn.utils.parameters_to_vector
+    return flat(denoiser.parameters()).detach(), torch.cat([a.flatten() for a in average])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_compiled_step_of_training_is_the_step_by_hand(device):
+    """Six steps, three of them recorded on a GPU; rate of learning and pace of the average change at each."""
+    schedule, rates = S.CosineVP(), [1e-3, 4e-3, 2e-3, 5e-3, 1e-3, 3e-3]
+    images = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device) * 2 - 1
+    torch.manual_seed(0)
+    fresh = Denoiser(MLPOfPictures(), schedule, "v").to(device)
+    mine = copy.deepcopy(fresh)
+    average = EMA(mine, 0.9)
+    step = gpu.compile_train_step(mine, images, batch=8, ema=average, clip=0.05, seed=4)
+    losses = [step(lr)[0] for lr in rates]
+    found = [torch.nn.utils.parameters_to_vector(m.parameters()) for m in (mine, average.model)]
+    want = by_hand(copy.deepcopy(fresh), images, rates)
+    torch.testing.assert_close(found[0], want[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[1], want[1], atol=1e-5, rtol=1e-4)
+    assert len({loss.item() for loss in losses}) == 6
+    for wrong, part in (("one rate", 0), ("not clipped", 0), ("steady average", 1)):
+        assert (by_hand(copy.deepcopy(fresh), images, rates, wrong=wrong)[part] - want[part]).abs().max() > 2e-4
+
+
+class MLPOfPictures(torch.nn.Module):
+    """A network small enough for nothing but rounding to differ, smooth and with no bias that a norm takes away."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(65, 32), torch.nn.Tanh(), torch.nn.Linear(32, 64))
+
+    def forward(self, x, t, cond=None):
+        return self.layers(torch.cat([x.flatten(1), t[:, None]], 1)).view_as(x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_recorded_step_goes_on_from_a_checkpoint_of_a_plain_one(tmp_path):
+    """And a plain one from a recorded one's; the weights are those of one uninterrupted training."""
+    images, ends = torch.rand(50, 1, 8, 8) * 2 - 1, []
+    for graphs in ((False, False), (False, True), (True, False), (True, True)):
+        torch.manual_seed(0)
+        denoiser = Denoiser(MLPOfPictures(), S.CosineVP(), "v").cuda()
+        path = tmp_path / f"{graphs}.pt"
+        for graph, stop in zip(graphs, (6, 12), strict=True):
+            for progress in train(
+                denoiser, images, steps=12, batch=8, graph=graph, checkpoint=path, checkpoint_every=6
+            ):
+                if progress.step == stop:
+                    break
+        ends.append(torch.nn.utils.parameters_to_vector(denoiser.parameters()))
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_asks_the_host_is_not_recorded():
+    denoiser = Denoiser(MLPOfPictures(), S.CosineVP(), "v").cuda()
+    with refuses(ValueError, "graph must be False"):
+        gpu.compile_train_step(denoiser, torch.zeros(9, 1, 8, 8), batch=3, autocast=torch.float16)
+
+
 def test_refuses_other_inputs():
     schedule = S.CosineVP()
     run = gpu.compile_sampler(ddim, lambda x, t: x, schedule, S.linspace(schedule, 3), (2, 2), device="cpu")
@@ -149,6 +288,19 @@ def test_refuses_other_inputs():
         run(torch.zeros(3, 2))
     with refuses(ValueError, "float64"):
         run(torch.zeros(2, 2, dtype=torch.float64))
+    with refuses(ValueError, "autocast must be"):
+        gpu.compile_sampler(ddim, None, schedule, S.linspace(schedule, 3), (2, 2), device="cpu", autocast=torch.int8)
+    with refuses(ValueError, "generator must be None"):
+        gpu.compile_sampler(
+            ddim,
+            None,
+            schedule,
+            S.linspace(schedule, 3),
+            (2, 2),
+            device="cpu",
+            generator=torch.Generator(),
+            noise=torch.randn_like,
+        )
     with refuses(ValueError, "ts must decrease"):
         gpu.compile_sampler(ddim, None, schedule, torch.tensor([0.1, 0.9]), (2, 2), device="cpu")
 

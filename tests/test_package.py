@@ -46,8 +46,8 @@ def test_public_names_have_docstrings(name):
 
 
 ORDER = (
-    "_checks _divergence toy schedules predictions forward denoisers losses samplers couplings likelihood "
-    "fokker_planck scenes nets training data metrics latent autoencoding zoo gpu"
+    "_checks _divergence toy schedules predictions forward denoisers losses times samplers couplings likelihood "
+    "fokker_planck scenes nets processes gpu training data metrics latent autoencoding zoo"
 )
 
 

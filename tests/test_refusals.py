@@ -286,6 +286,11 @@ TABLE_OF_ERRORS = {
         "net",
     ),
     "zoo.save": (lambda: zoo.save("x", MODEL.net, {}), ValueError, "card lacks"),
+    "gpu.compile_train_step": (
+        lambda: gpu.compile_train_step(torch.nn.Linear(1, 1), torch.zeros(3, 1), batch=0),
+        ValueError,
+        "batch",
+    ),
     "gpu.compile_sampler": (
         lambda: gpu.compile_sampler(A.ddim, DENOISE, SCHEDULE, UP, (3, 2), device="cpu"),
         ValueError,
@@ -314,7 +319,7 @@ EXEMPT = {
     "explore": {"Control", "Explorer", "check_alive", "dedupe"},
     "figures": {"style", "in_ipython", "text", "need_figure"},
     "forward": {"Gaussian", "Coefficients"},
-    "gpu": {"device", "describe"},
+    "gpu": {"device", "describe", "TrainStep"},
     "likelihood": {"Likelihood"},
     "losses": {"Bound", "StepWeights"},
     "metrics": {"PrecisionRecall"},
@@ -330,12 +335,13 @@ EXEMPT = {
     },
     "scenes": {"Scenes", "signed_distance"},
     "times": {"Times"},
-    "training": {"Progress", "distributed", "rank"},
+    "processes": {"distributed", "joined", "rank", "world", "mean", "in_order"},
+    "training": {"Progress"},
     "zoo": {"names"},
 }
 MODULES = "toy schedules predictions forward denoisers losses samplers nets times training data metrics zoo gpu".split()
 MODULES += ["bench", "verify", "exercises", "figures", "explore", "likelihood", "fokker_planck", "drag", "nets.count"]
-MODULES += ["couplings"]
+MODULES += ["couplings", "processes"]
 MODULES += ["scenes", "autoencoding", "latent"]
 
 

@@ -19,9 +19,10 @@ from companion import schedules as S
 from companion.denoisers import Denoiser
 from companion.losses import flow_matching_loss, hybrid_loss, simple_loss
 from companion.nets import MLP, UNet
+from companion.processes import rank
 from companion.samplers import dpmpp_2m, sample, start
 from companion.toy import GaussianMixture
-from companion.training import EMA, Progress, budget, rank, sample_grid, save_grid, train
+from companion.training import EMA, Progress, budget, sample_grid, save_grid, train
 
 
 def make(seed=0, kind="v"):
@@ -305,7 +306,7 @@ LAUNCH = textwrap.dedent("""
     import sys
     sys.path.insert(0, {here!r})
     from test_training import several
-    from companion.training import distributed
+    from companion.processes import distributed
     with distributed():
         for options in {runs!r}:
             several({folder!r}, **options)
@@ -377,9 +378,9 @@ def test_two_processes_resume(both):
 
 
 def test_a_batch_is_shared_out_evenly(monkeypatch):
-    from companion import training
+    from companion import processes
 
-    monkeypatch.setattr(training, "_world", lambda: 3)
+    monkeypatch.setattr(processes, "world", lambda: 3)
     with refuses(ValueError, "batch must be divisible by the 3 processes; got 128"):
         next(train(make(), torch.zeros(10, 2), steps=5))
 

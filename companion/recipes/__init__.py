@@ -7,6 +7,7 @@ import time
 import torch
 
 from companion import gpu, zoo
+from companion.processes import world
 from companion.training import EMA, train
 
 
@@ -62,6 +63,7 @@ def averaged(model, given: argparse.Namespace, x0, *, watch=None, **how) -> tupl
         ema=ema,
         seed=given.seed,
         autocast=torch.bfloat16 if given.bf16 else None,
+        graph=given.compile and world() == 1,
         checkpoint=given.checkpoint,
         metrics=given.metrics,
         **how,

@@ -6,9 +6,10 @@ import torch
 
 from companion import data, gpu, metrics, recipes, zoo
 from companion.denoisers import Clipped
+from companion.processes import rank
 from companion.samplers import ancestral, ddim, sample, start
 from companion.schedules import linspace
-from companion.training import EMA, rank, sample_grid, train
+from companion.training import EMA, sample_grid, train
 
 MODEL = {
     "net": {

@@ -14,9 +14,10 @@ import torch
 
 from companion import data, gpu, metrics, recipes, zoo
 from companion.denoisers import Clipped
+from companion.processes import rank
 from companion.samplers import ddim, start
 from companion.schedules import linspace
-from companion.training import rank, sample_grid
+from companion.training import sample_grid
 
 MODEL = {
     "net": {

@@ -8,9 +8,9 @@ velocity. For a model of equal training to compare with, give ``mnist`` the same
 
 from companion import data
 from companion.losses import flow_matching_loss
+from companion.processes import rank
 from companion.recipes.mnist import IMAGES, conditional, finish, fit, read
 from companion.recipes.mnist import MODEL as DIFFUSION
-from companion.training import rank
 
 MODEL = {**DIFFUSION, "schedule": {"class": "RectifiedFlow", "arguments": {}}, "kind": "velocity"}
 

@@ -11,9 +11,10 @@ import torch
 
 from companion import data, gpu
 from companion.losses import bits_per_dim, continuous_elbo, elbo
+from companion.processes import rank
 from companion.recipes.mnist import fit, parser, read, working_in, write
 from companion.schedules import linspace
-from companion.training import rank, sample_grid
+from companion.training import sample_grid
 
 MODEL = {
     "net": {

@@ -13,10 +13,10 @@ import torch
 
 from companion import couplings, gpu, samplers, zoo
 from companion.losses import flow_matching_loss
+from companion.processes import rank
 from companion.recipes.mnist import BATCH, conditional, finish, fit, read, working_in
 from companion.recipes.mnist_flow import MODEL
 from companion.schedules import linspace
-from companion.training import rank
 
 
 def main(arguments):

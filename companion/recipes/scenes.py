@@ -10,10 +10,11 @@ The text encoder starts as ``scene_text``, which already knows which shape goes 
 import torch
 
 from companion import data, gpu, latent, metrics, recipes, scenes, zoo
+from companion.processes import rank
 from companion.recipes import scene_text
 from companion.schedules import linspace
 from companion.times import logit_normal
-from companion.training import rank, save_grid
+from companion.training import save_grid
 
 TEXT = scene_text.MODEL["net"]["arguments"]
 MODEL = {

@@ -6,8 +6,8 @@ Three quarters of an hour of one CPU core are too little for it (see the card); 
 """
 
 from companion import data
+from companion.processes import rank
 from companion.recipes import scenes
-from companion.training import rank
 
 MODEL = {
     "net": {

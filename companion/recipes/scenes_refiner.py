@@ -6,9 +6,9 @@ It starts from the weights of ``scenes`` and is trained on those times only.
 import torch
 
 from companion import gpu, latent, zoo
+from companion.processes import rank
 from companion.recipes import scenes
 from companion.times import Times
-from companion.training import rank
 
 BELOW = 0.3
 
