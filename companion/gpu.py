@@ -177,15 +177,17 @@ def compile_train_step(
     autocast: torch.dtype | None = None,
     compile: bool = False,
     graph: bool = True,
+    shard: bool = False,
 ) -> TrainStep:
     """A callable ``step(lr) -> (loss, grad_norm)`` that draws a batch, trains on it, and moves the average.
 
     The samples lie on the denoiser's device, and nothing in a step waits for it. On a CUDA device all of it (draws,
     forward, backward, optimiser, average) is recorded as one CUDA graph after three plain steps, unless ``graph`` is
     False; elsewhere it is the plain step, with the same result. With ``compile`` the loss goes through
-    ``torch.compile``. The other arguments are those of ``training.train``, which walks with it. Raises ValueError for
-    arguments that do not fit, and on a CUDA device for a graph of what asks the host on the way: a coupling, times that
-    learn, float16, several processes.
+    ``torch.compile``; with ``shard`` the processes share out weights, gradients and the optimiser's state
+    (``processes.shard``), the denoiser's and the average's in place. The other arguments are those of
+    ``training.train``, which walks with it. Raises ValueError for arguments that do not fit, and on a CUDA device for a
+    graph of what asks the host on the way: a coupling, times that learn, float16, several processes.
     """
     check.floating("x0", x0)
     check.finite("x0", x0)
@@ -210,15 +212,19 @@ def compile_train_step(
         raise ValueError("graph must be False with a coupling, times that learn, float16 or several processes")
     x0, cond, noise = (None if value is None else value.to(device) for value in (x0, cond, noise))
     null = _null(denoiser.net) if cond is not None else None
+    measure = _Loss(denoiser, loss)
+    if shard:
+        processes.shard(measure)  # before the optimiser, which then holds its part alone
+        if ema is not None:
+            processes.shard(ema.model)
+    elif share > 1:
+        on = [device] if device.type == "cuda" else None
+        measure = nn.parallel.DistributedDataParallel(measure, device_ids=on)
     fast = {"fused": True, "capturable": True} if graph else {"fused": None, "capturable": False}
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, **fast)
     generator = torch.Generator(device).manual_seed(seed)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
     draw = functools.partial(antithetic, denoiser.schedule) if times is None else times
-    measure = _Loss(denoiser, loss)
-    if share > 1:
-        on = [device] if device.type == "cuda" else None
-        measure = nn.parallel.DistributedDataParallel(measure, device_ids=on)
     if compile:
         measure = torch.compile(measure, dynamic=False)
 
@@ -256,7 +262,7 @@ def compile_train_step(
             ema.move(denoiser, pace)
         if hasattr(times, "update"):
             times.update(t, processes.in_order(losses.detach()))
-        return processes.mean(value.detach()), norm
+        return processes.mean(value.detach()), processes.full(norm)
 
     def set_to(lr):
         """Tell the optimiser; a state that was loaded may come from another device."""

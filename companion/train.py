@@ -1,7 +1,8 @@
 """``python -m companion.train RECIPE`` trains a model as its recipe in ``companion/recipes`` says.
 
 Options after the name go to the recipe; ``python -m companion.train digits --help`` shows them. Under
-``torchrun --nproc-per-node=N -m companion.train RECIPE`` N processes train together, each on its own GPU.
+``torchrun --nproc-per-node=N -m companion.train RECIPE`` N processes train together, each on its own GPU; with
+``--shard``, where a recipe has it, none holds all weights.
 """
 
 import importlib

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from companion import _checks as check
+from companion import processes
 from companion.denoisers import Clipped
 from companion.gpu import compile_train_step
 from companion.losses import simple_loss
@@ -51,7 +52,7 @@ class EMA:
     @torch.no_grad()
     def move(self, model: nn.Module, pace: float | Float[Tensor, ""]):
         """Move the average this share of the way, which may be a tensor on the device, towards ``model``'s weights."""
-        averaged, current = list(self.model.parameters()), list(model.parameters())
+        averaged, current = ([processes.local(p) for p in m.parameters()] for m in (self.model, model))
         if isinstance(pace, Tensor):
             way = torch._foreach_sub(current, averaged)
             torch._foreach_mul_(way, pace)
@@ -100,6 +101,7 @@ def train(
     autocast: torch.dtype | None = None,
     compile: bool = False,
     graph: bool = False,
+    shard: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
     metrics: str | Path | None = None,
@@ -134,6 +136,8 @@ def train(
     Inside ``processes.distributed`` every process draws the same batch and takes its share of it, and gradients are
     averaged (DistributedDataParallel): the weights are those of one process with the same ``batch``, to rounding.
     Dropout's draws differ between processes, and so from those of one. Only the process of ``rank`` 0 writes files.
+    With ``shard`` no process holds all weights (``processes.shard``, in place for denoiser and average). Each writes
+    its part of the checkpoint, then a folder, from which any number of processes can go on.
     """
     counts = {"steps": steps, "checkpoint_every": checkpoint_every, "metrics_every": metrics_every}
     for name, value in counts.items():
@@ -154,13 +158,16 @@ def train(
         autocast=autocast,
         compile=compile,
         graph=graph,
+        shard=shard,
     )
     log = _Log(metrics, metrics_every, batch)
     state = {"denoiser": denoiser, "optimizer": step.optimizer, "generator": step.generator, "ema": ema}
     state |= {"times": times if hasattr(times, "state_dict") else None, "scaler": step.scaler, "log": log}
     if world() > 1:
         torch.manual_seed(seed + 1000 * (rank() + 1))  # dropout must not be the same in every process
-    first = _resume(checkpoint, state, steps) if checkpoint and Path(checkpoint).exists() else 0
+    save, resume = (_save_parts, _resume_parts) if shard else (_save, _resume)
+    kept = checkpoint and (processes.newest(Path(checkpoint)) if shard else Path(checkpoint).exists())
+    first = resume(checkpoint, state, steps) if kept else 0
     log.start(first)
     denoiser.train()
     began = time.perf_counter()
@@ -173,7 +180,7 @@ def train(
         if number % metrics_every == 0 or number == steps:
             log.write(number, now, time.perf_counter() - began)
         if checkpoint and (number % checkpoint_every == 0 or number == steps):
-            _save(checkpoint, state, number)
+            save(checkpoint, state, number)
         yield Progress(number, value, time.perf_counter() - began)
     denoiser.eval()
 
@@ -246,33 +253,26 @@ def _replace(path, content):
     os.replace(temporary, path)
 
 
-def _save(path, state, step):
-    """Write the whole state, by rank 0; the others tell it the state of their global generators."""
+def _rest(state, step):
+    """What a checkpoint holds besides weights and the optimiser's state; every process tells its global generator's."""
     generators = [torch.get_rng_state()]
     if world() > 1:
         generators = [None] * world()
         dist.all_gather_object(generators, torch.get_rng_state())
-    if rank():
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     ema, times = state["ema"], state["times"]
-    whole = {
+    return {
         "step": step,
-        "denoiser": state["denoiser"].state_dict(),
-        "optimizer": state["optimizer"].state_dict(),
         "generator": state["generator"].get_state(),
         "global_generators": generators,
-        "ema": None if ema is None else {"model": ema.model.state_dict(), "updates": ema.updates},
+        "ema": None if ema is None else {"updates": ema.updates},
         "times": None if times is None else times.state_dict(),
         "scaler": state["scaler"].state_dict(),
         "log": state["log"].state_dict(),
     }
-    _replace(path, whole)
 
 
-def _resume(path, state, steps):
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+def _take(path, saved, state, steps):
+    """Set all that ``_rest`` holds, once it is known to fit; the step."""
     if saved["step"] > steps:
         raise ValueError(f"checkpoint {path} is at step {saved['step']}, past steps = {steps}")
     for name, what in (("ema", "an EMA"), ("times", "times that learn")):
@@ -280,8 +280,6 @@ def _resume(path, state, steps):
             raise ValueError(f"checkpoint {path} was written {'without' if saved[name] is None else 'with'} {what}")
     if bool(saved["scaler"]) != state["scaler"].is_enabled():
         raise ValueError(f"checkpoint {path} was written with another autocast")
-    state["denoiser"].load_state_dict(saved["denoiser"])
-    state["optimizer"].load_state_dict(saved["optimizer"])
     state["generator"].set_state(saved["generator"])
     if rank() < len(saved["global_generators"]):
         torch.set_rng_state(saved["global_generators"][rank()])
@@ -290,9 +288,47 @@ def _resume(path, state, steps):
     if state["times"] is not None:
         state["times"].load_state_dict(saved["times"])
     if state["ema"] is not None:
-        state["ema"].model.load_state_dict(saved["ema"]["model"])
         state["ema"].updates = saved["ema"]["updates"]
     return saved["step"]
+
+
+def _save(path, state, step):
+    """Write the whole state into one file, by rank 0."""
+    whole = _rest(state, step)
+    if rank():
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole |= {name: state[name].state_dict() for name in ("denoiser", "optimizer")}
+    if state["ema"] is not None:
+        whole["ema"]["model"] = state["ema"].model.state_dict()
+    _replace(path, whole)
+
+
+def _resume(path, state, steps):
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    step = _take(path, saved, state, steps)
+    for name in ("denoiser", "optimizer"):
+        state[name].load_state_dict(saved[name])
+    if state["ema"] is not None:
+        state["ema"].model.load_state_dict(saved["ema"]["model"])
+    return step
+
+
+def _modules(state):
+    return {"denoiser": state["denoiser"]} | ({} if state["ema"] is None else {"average": state["ema"].model})
+
+
+def _save_parts(path, state, step):
+    """Write the state into a folder, every process its part."""
+    processes.save(Path(path), step, state["optimizer"], _modules(state), _rest(state, step))
+
+
+def _resume_parts(path, state, steps):
+    newest = processes.newest(Path(path))
+    step = _take(newest, processes.rest_of(newest), state, steps)
+    processes.load(newest, state["optimizer"], _modules(state))
+    return step
 
 
 # ---- a look at the samples ------------------------------------------------------------------------------------------
@@ -311,14 +347,16 @@ def sample_grid(
     """Write a picture of samples in [−1, 1], drawn by DDIM along ``ts`` from the same noise at every call; its path.
 
     ``shape`` is (n, 1 or 3, height, width); the path's ending says the format (.png, .webp). For use between the steps
-    of ``train``: it draws from a generator of its own, and leaves the denoiser in the mode it was in. Does nothing but
-    return the path where ``rank`` is not 0. Raises ValueError for a shape or a number of columns that does not fit.
+    of ``train``: it draws from a generator of its own, and leaves the denoiser in the mode it was in. Only the process
+    of ``rank`` 0 writes, and only where weights are shared out do the others take part. Raises ValueError for a shape
+    or a number of columns that does not fit.
     """
     check.positive_int("columns", columns)
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(f"shape must be (n, 1 or 3, height, width); got {tuple(shape)}")
     path = Path(path)
-    if rank():
+    shared = any(processes.local(p) is not p for p in denoiser.parameters())
+    if rank() and not shared:  # where weights are shared out no process can do without the others
         return path
     device, mode = next(denoiser.parameters()).device, denoiser.training
     generator = torch.Generator(device).manual_seed(seed)
@@ -329,7 +367,7 @@ def sample_grid(
         images = sample(denoise, denoiser.schedule, x, ts, sampler=ddim)
     finally:
         denoiser.train(mode)
-    return save_grid(images, path, columns=columns)
+    return path if rank() else save_grid(images, path, columns=columns)
 
 
 def save_grid(images: Float[Tensor, "n channels height width"], path: str | Path, *, columns: int = 8) -> Path:

@@ -1359,6 +1359,16 @@ GROUPS = [
     ),
     (
         "processes.py",
+        ["test_processes.py::test_jobs_are_spread_and_come_back_in_order"],
+        [("parts[i % world()][i // world()]", "parts[i // world()][i % world()]", "jobs that change places")],
+    ),
+    (
+        "processes.py",
+        ["test_processes.py::test_a_checkpoint_in_parts_of_two_processes_goes_on_in_any_number"],
+        [("(other, state[name])", "(other, state[first])", "an average that resumes as the weights")],
+    ),
+    (
+        "processes.py",
         [f"{TRAINING}::test_two_processes_train_what_one_does"],
         [
             ("value / world()", "value", "a loss summed over the processes"),

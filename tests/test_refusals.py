@@ -335,7 +335,10 @@ EXEMPT = {
     },
     "scenes": {"Scenes", "signed_distance"},
     "times": {"Times"},
-    "processes": {"distributed", "joined", "rank", "world", "mean", "in_order"},
+    "processes": {
+        *("distributed", "joined", "rank", "world", "mean", "in_order", "spread"),
+        *("shard", "local", "full", "gather", "newest", "save", "rest_of", "load"),
+    },
     "training": {"Progress"},
     "zoo": {"names"},
 }

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import refuses
 
-from companion import couplings, data, times
+from companion import couplings, data, processes, times
 from companion import schedules as S
 from companion.denoisers import Denoiser
 from companion.losses import flow_matching_loss, hybrid_loss, simple_loss
@@ -31,7 +31,7 @@ def make(seed=0, kind="v"):
 
 
 def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
+    return torch.cat([processes.full(p.detach()).flatten() for p in module.parameters()])
 
 
 def test_learns_the_exact_denoiser(mixture):
@@ -270,7 +270,7 @@ def summed(model):
     return model
 
 
-def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None):
+def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, shard=False):
     """Train on digits in as many processes as torchrun started; rank 0 writes the weights.
 
     In float64, as AdamW makes a whole step of a gradient that is nothing but rounding: a bias that is normalised away
@@ -287,6 +287,7 @@ def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None):
     options = {"steps": steps, "batch": 16, "warmup": 5, "cond": labels[:200], "ema": ema, "times": learning}
     options |= {"metrics": f"{folder}/{name}.jsonl", "metrics_every": 5, "progress": False, "clip": 0.5}
     options |= {"checkpoint": checkpoint, "checkpoint_every": 5} if checkpoint else {}
+    options["shard"] = shard
     if wrong == "own batches":
         options["seed"] = rank()
     if wrong == "a sum":
@@ -297,8 +298,19 @@ def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None):
         if progress.step == stop:
             break
     torch.nn.parallel.DistributedDataParallel = AVERAGED
+    state = {"losses": losses, "model": weights(model), "ema": weights(ema.model), "counts": learning.counts}
+    draw = lambda n: torch.randn(2, generator=torch.Generator().manual_seed(n))  # noqa: E731
+    state["spread"] = processes.spread(draw, list(range(5)))
+    plain = processes.gather(ema.model, into=Denoiser(UNet(1, 8, (1, 2), classes=10), S.CosineVP(), "v").double())
+    state["gathered"] = torch.cat([p.detach().flatten() for p in plain.parameters()])
+    torch.manual_seed(0)
+    drawn = Denoiser(UNet(1, 8, (1, 2)), S.CosineVP(), "v")
+    torch.nn.init.normal_(drawn.net.out.weight, std=0.1)
+    drawn = processes.shard(drawn) if shard else drawn
+    picture = sample_grid(drawn, f"{folder}/{name}.png", shape=(2, 1, 8, 8), ts=S.linspace(drawn.schedule, 3))
+    state["picture"] = picture.read_bytes() if rank() == 0 else None
+    state["held"] = sum(processes.local(p).numel() for p in (*model.parameters(), *ema.model.parameters()))
     if rank() == 0:
-        state = {"losses": losses, "model": weights(model), "ema": weights(ema.model), "counts": learning.counts}
         torch.save(state, f"{folder}/{name}")
 
 
@@ -327,22 +339,27 @@ def both(tmp_path_factory):
         {"steps": 8, "name": "cut", "checkpoint": b, "stop": 6},
         {"steps": 8, "name": "again", "checkpoint": b},
     ]
+    launch(folder, runs, 2)
+    return folder
+
+
+def launch(folder, runs, world):
+    """Start so many processes as torchrun starts them; each does the runs, one after the other."""
     script = LAUNCH.format(here=os.path.dirname(__file__), folder=str(folder), runs=runs)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    told = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
     told |= {"OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen([sys.executable, "-c", script], env=os.environ | told | {"RANK": i, "LOCAL_RANK": i})
-        for i in ("0", "1")
+        for i in map(str, range(world))
     ]
     try:
-        assert [process.wait(240) for process in started] == [0, 0]
+        assert [process.wait(240) for process in started] == [0] * world
     finally:
         for process in started:
             process.kill()
-    return folder
 
 
 def test_two_processes_train_what_one_does(both):
@@ -378,8 +395,6 @@ def test_two_processes_resume(both):
 
 
 def test_a_batch_is_shared_out_evenly(monkeypatch):
-    from companion import processes
-
     monkeypatch.setattr(processes, "world", lambda: 3)
     with refuses(ValueError, "batch must be divisible by the 3 processes; got 128"):
         next(train(make(), torch.zeros(10, 2), steps=5))

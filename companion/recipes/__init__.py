@@ -1,12 +1,13 @@
 """Recipes of the shipped weights: plain Python files, each with a ``main(arguments)``; here is what they share."""
 
 import argparse
+import copy
 import platform
 import time
 
 import torch
 
-from companion import gpu, zoo
+from companion import gpu, processes, zoo
 from companion.processes import world
 from companion.training import EMA, train
 
@@ -31,6 +32,7 @@ def denoising(name: str, text: str, steps: int) -> argparse.ArgumentParser:
     found.add_argument("--bf16", action="store_true", help="the network works in bfloat16")
     found.add_argument("--compile", action="store_true", help="compile the network: minutes, and a C++ compiler")
     found.add_argument("--checkpoint", type=zoo.Path)
+    found.add_argument("--shard", action="store_true", help="no process holds all weights; the checkpoint is a folder")
     found.add_argument("--metrics", type=zoo.Path, help="append a line of JSON here every hundred steps")
     found.add_argument("--remark", help="what the card should add about the training")
     return found
@@ -50,6 +52,7 @@ def averaged(model, given: argparse.Namespace, x0, *, watch=None, **how) -> tupl
 
     ``watch(progress, average)`` is called after every step; ``how`` goes on to ``train``.
     """
+    whole = copy.deepcopy(model).eval().requires_grad_(False) if given.shard else None
     ema, began = EMA(model, decay=0.999), time.perf_counter()
     if given.compile:
         for net in (model.net, ema.model.net):
@@ -64,6 +67,7 @@ def averaged(model, given: argparse.Namespace, x0, *, watch=None, **how) -> tupl
         seed=given.seed,
         autocast=torch.bfloat16 if given.bf16 else None,
         graph=given.compile and world() == 1,
+        shard=given.shard,
         checkpoint=given.checkpoint,
         metrics=given.metrics,
         **how,
@@ -71,7 +75,8 @@ def averaged(model, given: argparse.Namespace, x0, *, watch=None, **how) -> tupl
     for progress in loop:
         if watch is not None:
             watch(progress, ema.model)
-    return rounded(ema.model), time.perf_counter() - began
+    average = ema.model if whole is None else processes.gather(ema.model, into=whole)
+    return rounded(average), time.perf_counter() - began
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import contextlib
 
 import torch
 
-from companion import data, gpu, metrics, recipes, zoo
+from companion import data, gpu, metrics, processes, recipes, zoo
 from companion.denoisers import Clipped
 from companion.processes import rank
 from companion.samplers import ddim, start
@@ -37,8 +37,6 @@ def main(arguments):
     given = read(options, arguments)
     images, labels = data.mnist("train")
     model, seconds = fit(MODEL, given, images[:IMAGES], labels[:IMAGES])
-    if rank():
-        return
     finish(model, given, options, MODEL, seconds, "Denoiser of 32×32 handwritten digits, conditional on the class")
 
 
@@ -51,12 +49,14 @@ def conditional(name, text, steps):
 
 
 def finish(model, given, options, description, seconds, words, **about):
-    """Draw samples, measure them, and write weights, picture and card, with what ``about`` adds to it."""
+    """Draw samples, each process its share, and measure them; write weights, picture and card, with ``about``."""
     with working_in(given):
         ts, rows = linspace(model.schedule, 50), torch.arange(100, device=gpu.device()) // 10
         picture = given.out / f"{given.name}.webp"
         sample_grid(model, picture, shape=(100, 1, 32, 32), ts=ts, seed=given.seed, cond=rows, columns=10)
         drawn = {n: draw(model, given.samples, n, given.seed + 1) for n in given.evaluations}
+    if rank():
+        return
     card = {
         "description": f"{words} (10 = none given).",
         "data": f"MNIST (LeCun, Cortes & Burges, CC BY-SA 3.0), images 0 to {IMAGES:,} of the training split, "
@@ -71,13 +71,13 @@ def finish(model, given, options, description, seconds, words, **about):
 
 @torch.no_grad()
 def draw(model, count, evaluations, seed):
-    """So many samples by DDIM without guidance; sample i is of class i mod 10."""
+    """So many samples by DDIM without guidance, on the CPU; sample i is of class i mod 10."""
     shape, device = (min(BATCH, count), 1, 32, 32), gpu.device()
     ts, generator = linspace(model.schedule, evaluations), torch.Generator().manual_seed(seed)
     model.cond = torch.arange(shape[0], device=device) % 10
     run = gpu.compile_sampler(ddim, Clipped(model), model.schedule, ts, shape, device=device)
-    noise = (start(model.schedule, ts, shape, generator=generator) for _ in range(0, count, BATCH))
-    drawn = torch.cat([run(x.to(device)) for x in noise])[:count]
+    noise = [start(model.schedule, ts, shape, generator=generator) for _ in range(0, count, BATCH)]
+    drawn = torch.cat(processes.spread(lambda x: run(x.to(device)).cpu(), noise))[:count]
     model.cond = None
     return drawn
 
@@ -100,7 +100,7 @@ def measure(drawn, count):
     floor = metrics.frechet_distance(features(sets[other][0]), reference).item()
     found = {}
     for name, (images, labels) in sets.items():
-        mine = features(images)
+        mine = features(images.to(device))
         precision, recall = metrics.precision_recall(reference, mine)
         distance = metrics.frechet_distance(mine, reference).item()
         right = (reader.decide(mine).argmax(1) == labels.to(device)).double().mean().item()
@@ -112,7 +112,7 @@ def measure(drawn, count):
             f"recall of {known} (k = 3)": round(recall, 4),
         }
         if name != other:  # those lie among the 40,000
-            apart = round(distance_to(images, train[0][:IMAGES]), 3)
+            apart = round(distance_to(images.to(device), train[0][:IMAGES]), 3)
             found[name][f"median distance in pixels to the nearest of {IMAGES:,} training images"] = apart
     return found
 

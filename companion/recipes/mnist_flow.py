@@ -8,7 +8,6 @@ velocity. For a model of equal training to compare with, give ``mnist`` the same
 
 from companion import data
 from companion.losses import flow_matching_loss
-from companion.processes import rank
 from companion.recipes.mnist import IMAGES, conditional, finish, fit, read
 from companion.recipes.mnist import MODEL as DIFFUSION
 
@@ -21,6 +20,4 @@ def main(arguments):
     given = read(options, arguments)
     images, labels = data.mnist("train")
     model, seconds = fit(MODEL, given, images[:IMAGES], labels[:IMAGES], loss=flow_matching_loss)
-    if rank():
-        return
     finish(model, given, options, MODEL, seconds, "Flow of 32×32 handwritten digits, conditional on the class")

@@ -13,7 +13,6 @@ import torch
 
 from companion import couplings, gpu, samplers, zoo
 from companion.losses import flow_matching_loss
-from companion.processes import rank
 from companion.recipes.mnist import BATCH, conditional, finish, fit, read, working_in
 from companion.recipes.mnist_flow import MODEL
 from companion.schedules import linspace
@@ -29,8 +28,6 @@ def main(arguments):
     images, noise, labels = (None, None, None) if given.from_weights else pairs(flow, given)
     spent = time.perf_counter() - began
     model, seconds = fit(MODEL, given, images, labels, first=flow.net, noise=noise, loss=flow_matching_loss)
-    if rank():
-        return
     finish(
         model,
         given,
