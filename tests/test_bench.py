@@ -118,7 +118,7 @@ def whole_guidance(result, seeds):
             assert all(0 <= value <= 1 for value in row[key])
         assert all(far <= all_of_them for far, all_of_them in zip(row["far_outside"], row["outside"], strict=True))
     for key in ("accuracy", "precision", "recall", "frechet"):
-        assert len(result["real"][key]) == seeds
+        assert len(result["real"][key]) >= seeds
     return [row["scale"] for row in result["rows"]], {row["name"]: row for row in result["mends"]}
 
 
@@ -128,8 +128,8 @@ def test_the_stored_guidance_is_whole():
     assert scales == list(guidance.SCALES) and set(mends) == set(guidance.MENDS)
     assert len(guidance.table(result).splitlines()) == len(result["rows"]) + len(result["mends"]) + 2
     mean = {row["scale"]: sum(row["accuracy"]) / 3 for row in result["rows"]}
-    assert mean[0.0] < 0.2 and 0.6 < mean[1.0] < mean[2.0]  # unconditional: one in ten
-    assert all(value > 0.98 for value in result["real"]["accuracy"])
+    assert mean[0.0] < 0.2 and 0.9 < mean[1.0] < mean[2.0]  # unconditional: one in ten
+    assert len(result["real"]["accuracy"]) == 10 and all(value > 0.97 for value in result["real"]["accuracy"])
     assert max(mends["clipped"]["outside"]) == max(mends["thresholded"]["outside"]) == 0
 
 

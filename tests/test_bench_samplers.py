@@ -9,6 +9,7 @@ import torch
 from companion import bench, data, samplers, schedules
 from companion.bench import __main__ as command
 from companion.bench import samplers as quality
+from companion.bench._real import rows_of_others
 
 needs_mnist = pytest.mark.skipif(
     "COMPANION_DATA" not in os.environ, reason="COMPANION_DATA names no folder with mnist/"
@@ -31,6 +32,7 @@ def test_the_stored_result_is_whole():
     result = bench.load("samplers")
     whole(result, {"mnist", "mixture"})
     assert len(quality.table(result).splitlines()) == 1 + len(result["rows"]) + 2
+    assert all(len(known["frechet"]) == 10 for known in result["real"].values())
     assert {row["sampler"] for row in result["rows"]} == set(quality.METHODS)
 
 
@@ -103,3 +105,15 @@ def test_path_errors_are_those_of_a_gaussian_s_exact_ode():
     fine = torch.cat([torch.ones(1, dtype=torch.float64), schedules.uniform_log_snr(schedule, 300)])
     end = samplers.sample(denoise, schedule, z, fine, sampler=samplers.dpm_solver_3m)
     assert (end - variance**0.5 * z).abs().max() < 1e-3
+
+
+def test_sets_of_others_have_their_classes_in_turn():
+    """None from before the first, none twice; ten sets, or as many as the scarcest class is enough for."""
+    labels = torch.tensor([3] * 50 + [*range(10)] * 40 + [0] * 200)[torch.randperm(650)]
+    sets = rows_of_others(labels, 100, 30)
+    for rows in sets:
+        assert labels[rows].tolist() == [*range(10)] * 3 and rows.min() >= 100
+    every = torch.cat(sets)
+    least = min((labels[100:] == digit).sum().item() for digit in range(10))
+    assert len(every.unique()) == len(every) and len(sets) == min(10, least * 10 // 30)
+    assert len(rows_of_others(labels, 0, 10)) == 10

@@ -88,12 +88,12 @@ def test_a_flow_and_its_reflow(tmp_path, monkeypatch, few):
 
 
 def mnist_options(width):
-    return mnist.read(mnist.parser("mnist", ""), ["--width", str(width)])
+    return mnist.read(mnist.parser("mnist", "", 8000), ["--width", str(width)])
 
 
 @pytest.mark.parametrize("recipe", [mnist, mnist_flow, mnist_reflow, mnist_likelihood])
 def test_the_network_for_a_gpu_keeps_within_two_million_parameters(recipe):
-    options = mnist.parser("mnist", "")
+    options = mnist.parser("mnist", "", 8000)
     for name in ("pairs", "walk"):
         options.add_argument(f"--{name}")
     (command,) = [line for line in recipe.__doc__.splitlines() if line.strip().startswith("python -m companion.train")]
@@ -135,7 +135,7 @@ def test_weights_that_come_ready_are_measured_and_not_trained(tmp_path, monkeypa
     model, card = written(tmp_path, "ready", monkeypatch)
     for mine, given in zip(model.net.parameters(), net.parameters(), strict=True):
         assert torch.equal(mine, given.half().float())
-    assert card["seconds"] == 5400 and card["hardware"] == "another CPU" and card["steps"] == 14000
+    assert card["seconds"] == 5400 and card["hardware"] == "another CPU" and card["steps"] == 8500
     assert card["recipe"] == "python -m companion.train mnist_likelihood --width 8 --bf16"
     assert list(card["metrics"]) == ["6 test images", "6 training images"]
     with pytest.raises(SystemExit):

@@ -152,6 +152,7 @@ def described(rows, paths, real, given, seconds):
             "grid": "equal steps of time, each of one evaluation; dpmpp_2m is of first order in the first and the "
             "last step, so that it is left out at one and two evaluations, where it is ddim",
             "features": f"the 64 of {quality.READER}",
+            "real": "ten sets of as many images: of the networks, training images from 10,000 on, classes in turn",
             "network": "bfloat16 for samples, float32 for paths" if given.bf16 else "float32",
         },
         "cards": {

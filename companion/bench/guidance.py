@@ -15,13 +15,14 @@ import time
 import torch
 
 from companion import bench, data, gpu, metrics, samplers, zoo
+from companion.bench._real import rows_of_others
 from companion.bench._stored import provenance, write
 from companion.denoisers import ClassifierGuided, Clipped, Guided, Thresholded
 from companion.schedules import linspace
 
 MODEL, READER, CLASSIFIER = "mnist", "mnist_classifier", "mnist_noisy_classifier"
 BATCH, KNOWN = 100, 10000  # samples drawn at a time, of every class as many; images that the samples are compared with
-SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+SCALES = (0.0, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)
 INTERVAL = (0.2, 0.8)  # log-SNRs from 2.2 to -2.3
 FAR = 0.1  # a pixel this far outside is no rounding of black or white
 
@@ -107,13 +108,12 @@ def compared(known, mine):
 
 
 def reference(reader, given):
-    """The features of the known images, and what as many other real images give as a seed has samples."""
+    """The features of the known images, and what sets of other real images give, each as large as a seed's."""
     images, labels = data.mnist("train")
     known, found = features(reader, images[:KNOWN]), []
-    others = slice(KNOWN, KNOWN + given.samples * given.seeds)
-    for part, label in zip(images[others].split(given.samples), labels[others].split(given.samples), strict=True):
-        mine = features(reader, part)
-        found.append({"accuracy": accuracy(reader, mine, label.to(mine.device)), **compared(known, mine)})
+    for rows in rows_of_others(labels, KNOWN, given.samples):
+        mine = features(reader, images[rows])
+        found.append({"accuracy": accuracy(reader, mine, labels[rows].to(mine.device)), **compared(known, mine)})
     return known, {key: [one[key] for one in found] for key in found[0]}
 
 
@@ -170,7 +170,7 @@ def described(rows, mends, real, given, seconds):
             "samples clamped to [-1, 1] before they are read",
             "sampler": f"{given.steps} steps of dpmpp_2m, uniform in time, from t_max to t_min",
             "features": f"the 64 of {READER}",
-            "real": f"as many training images from {KNOWN:,} on, each with its own label",
+            "real": f"ten sets of as many training images from {KNOWN:,} on, classes in turn",
             "mends": f"thresholded: quantile 0.995; interval: t from {INTERVAL[0]:g} to {INTERVAL[1]:g}; clipped "
             "inside guidance: the wrong order",
             "network": "bfloat16" if given.bf16 else "float32",

@@ -17,6 +17,7 @@ import time
 import torch
 
 from companion import bench, data, gpu, metrics, samplers, schedules, toy, zoo
+from companion.bench._real import SETS, rows_of_others
 from companion.bench._stored import provenance, write
 
 MODEL, READER, BATCH, KNOWN = "mnist", "mnist_classifier", 100, 10000
@@ -158,15 +159,15 @@ class Subject:
         return torch.cat(parts)
 
     def reference(self):
-        """Features to compare with, and what as many independent images of the same kind give, seed by seed."""
-        n, seeds = self.count, self.given.seeds
+        """Features to compare with, and what as many independent images of the same kind give, set by set."""
+        n = self.count
         if self.name == "mnist":
-            images, _ = data.mnist("train")
-            known, others = images[:KNOWN], images[KNOWN : KNOWN + n * seeds].split(n)
+            images, labels = data.mnist("train")
+            known, others = images[:KNOWN], [images[rows] for rows in rows_of_others(labels, KNOWN, n)]
         else:
             draw = torch.Generator().manual_seed(99)
             known = self.mixture.sample(KNOWN, generator=draw).float()
-            others = [self.mixture.sample(n, generator=draw).float() for _ in range(seeds)]
+            others = [self.mixture.sample(n, generator=draw).float() for _ in range(SETS)]
         self.known = self.features(known)
         found = [self.compared(self.features(other)) for other in others]
         return {key: [row[key] for row in found] for key in found[0]}
@@ -261,6 +262,7 @@ def described(rows, known, given, seconds, budget=None):
             "same starting noise for all samplers; no clamping of x0 on the way, samples clamped to [-1, 1] before "
             "they are read",
             "features": f"the 64 of {READER}",
+            "real": f"ten sets of as many images: of the network, training images from {KNOWN:,} on, classes in turn",
             "steps": "as many as cost no more evaluations than asked for; evaluations are counted",
             "network": "bfloat16 for samples, float32 for path errors" if given.bf16 else "float32",
         },

@@ -1,7 +1,6 @@
-"""32×32 digits of MNIST, conditional on the class (an hour on one CPU core with --bf16 --compile).
+"""32×32 digits of MNIST, conditional on the class (forty minutes on one CPU core).
 
-An hour of a CPU is not enough for good samples (see the card). A GPU has time for more of
-them, and for a network of 1.8 million parameters that sees every pixel by itself:
+A GPU has time for more, and for a network of 1.8 million parameters that sees every pixel by itself:
 
     python -m companion.train mnist --steps 40000 --batch 256 --width 40 --patch 1 --bf16 --compile
 
@@ -33,7 +32,7 @@ BATCH = 250  # samples drawn at a time, of every class as many
 
 def main(arguments):
     """Train, measure, and write ``mnist.safetensors`` with its card and a picture of samples."""
-    options = conditional("mnist", __doc__, 14000)
+    options = conditional("mnist", __doc__, 8000)
     given = read(options, arguments)
     images, labels = data.mnist("train")
     model, seconds = fit(MODEL, given, images[:IMAGES], labels[:IMAGES])
@@ -126,7 +125,7 @@ def distance_to(images, known):
 # ---- what the recipes for MNIST share -------------------------------------------------------------------------------
 
 
-def parser(name, text, steps=14000):
+def parser(name, text, steps):
     """The options of a recipe that trains a U-Net on MNIST."""
     options = recipes.denoising(name, text, steps)
     options.add_argument("--width", type=int, default=32, help="channels of the network at full resolution")
