@@ -59,5 +59,7 @@ def time(t, x=None):
 
 def like(value, x):
     """A number, or one number per sample, made to broadcast against ``x`` of shape ``(batch, …)``."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    if not isinstance(value, torch.Tensor):
+        return x.new_full((), value)  # filled in on the device: a recorded loop may not copy from the host
+    value = value.to(x.device, x.dtype)
     return value if value.ndim == 0 else value.reshape(-1, *[1] * (x.ndim - 1))

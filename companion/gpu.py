@@ -63,7 +63,8 @@ def compile_sampler(
     torch.bfloat16 or torch.float16; the walk itself stays in ``dtype``. With ``compile`` denoise goes through
     ``torch.compile``: a minute, and on a CPU a C++ compiler. Noise is fresh at each step and call, from ``generator``
     (on the same device), or else the device's default one: after the same seed it is the noise of the plain loop.
-    ``options`` go to the sampler. ``run`` raises ValueError for an x of another shape, dtype or device type.
+    ``options`` go to the sampler. What denoise holds must not be replaced afterwards (``denoise.cond`` by another
+    tensor): a graph reads it where it lay. ``run`` raises ValueError for an x of another shape, dtype or device type.
     """
     check.one_of("autocast", autocast, (None, torch.bfloat16, torch.float16))
     where = torch.device(device) if device is not None else _device()
@@ -101,45 +102,57 @@ def compile_sampler(
 
 def _working_in(device, autocast):
     """The context in which networks work in the type asked for; a graph may not keep what the cache holds."""
-    if autocast is None:
+    if autocast is None and not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=autocast, cache_enabled=device.type != "cuda")
+    dtype = autocast or torch.get_autocast_dtype(device.type)
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=device.type != "cuda")
 
 
 def _recorded_walk(walk, static_x, generator):
     """The walk as a CUDA graph over static buffers; the generator is left as it was found."""
     source = torch.cuda.default_generators[static_x.device.index or 0] if generator is None else generator
     state = source.get_state()
-    with _beside():
+    with _beside(static_x.device):
         for _ in range(WARM_UP):
             walk(static_x)
-    graph, static_out = _recorded(lambda: walk(static_x), [] if generator is None else [generator])
+    graph, static_out = _recorded(lambda: walk(static_x), static_x.device, [] if generator is None else [generator])
     source.set_state(state)
 
     def run(x):
-        static_x.copy_(x)
+        static_x.copy_(x.detach())
         graph.replay()
         return static_out.clone()
 
+    run.reads = walk  # the graph knows addresses alone: times, weights and conditions must stay where they are
     return run
 
 
 @contextlib.contextmanager
-def _beside():
-    """On a stream of its own, as what is to be recorded must have run before; libraries try several kernels there."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+def _choosing():
+    """Libraries try several kernels and choose; all other settings stay the caller's."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
         yield
-    torch.cuda.current_stream().wait_stream(side)
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
-def _recorded(function, generators):
+@contextlib.contextmanager
+def _beside(device):
+    """On a stream of its own, as what is to be recorded must have run before."""
+    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side), _choosing():
+        yield
+    here.wait_stream(side)
+
+
+def _recorded(function, device, generators):
     """A CUDA graph of a call, and what the call returns: tensors that each replay fills anew."""
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True), torch.cuda.graph(graph):
+    with _choosing(), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         found = function()
     return graph, found
 
@@ -268,6 +281,8 @@ def compile_train_step(
         """Tell the optimiser; a state that was loaded may come from another device."""
         for group in optimizer.param_groups:
             group.update(lr=lr, **fast)
+        for state in optimizer.state.values():
+            state["step"] = state["step"].to(device if graph else "cpu")
 
     def walk(lr):
         set_to(lr)
@@ -279,14 +294,15 @@ def compile_train_step(
     def replayed(lr):
         held["lr"].fill_(lr)
         held["pace"].fill_(0.0 if ema is None else ema.pace())
-        if next(calls) < WARM_UP:
-            set_to(held["lr"])
-            for state in optimizer.state.values():
-                state["step"] = state["step"].to(device)
-            with _beside():
-                return plain(held["pace"])
         if not tape:
-            tape.extend(_recorded(lambda: plain(held["pace"]), [generator]))
+            set_to(held["lr"])
+            if next(calls) < WARM_UP:
+                with _beside(device):
+                    found = plain(held["pace"])
+                set_to(lr)  # a checkpoint keeps the number
+                return found
+            tape.extend(_recorded(lambda: plain(held["pace"]), device, [generator]))
+            set_to(lr)
         tape[0].replay()
         return tuple(value.clone() for value in tape[1])
 

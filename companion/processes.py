@@ -24,7 +24,7 @@ def distributed():
         if local >= gpus:
             raise RuntimeError(f"torchrun's --nproc-per-node must not exceed the {gpus} GPUs here")
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if gpus else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
         yield
     finally:
@@ -96,7 +96,7 @@ def shard(module: nn.Module) -> nn.Module:
     mesh = init_device_mesh(next(module.parameters()).device.type, (world(),))
     blocks = [block for m in module.modules() if isinstance(m, nn.ModuleList) for block in m]
     for part in [*(block for block in blocks if any(True for _ in block.parameters())), module]:
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)  # the outermost too: an average has no backward
     return module
 
 

@@ -50,6 +50,7 @@ class GaussianMixture:
         if not (self.spread > 0).all():
             raise ValueError(f"covariances must be positive definite; the least eigenvalue is {self.spread.min():.3g}")
         self.weights, self.means, self.covariances = weights, means, covariances
+        self._on = {}
 
     @property
     def dimension(self) -> int:
@@ -76,7 +77,10 @@ class GaussianMixture:
         check.floating("x", x)
         if x.ndim < 1 or x.shape[-1] != self.dimension:
             raise ValueError(f"x must have shape (…, {self.dimension}); got {tuple(x.shape)}")
-        weights, means, spread, axes = (v.to(x) for v in (self.weights, self.means, self.spread, self.axes))
+        key = x.device, x.dtype
+        if key not in self._on:  # copied once: a recorded loop may not copy from the host
+            self._on[key] = tuple(v.to(x) for v in (self.weights, self.means, self.spread, self.axes))
+        weights, means, spread, axes = self._on[key]
         alpha, sigma = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (alpha, sigma))
         alpha, sigma = (v[..., None, None] if v.ndim else v for v in (alpha, sigma))
         variance = alpha**2 * spread + sigma**2  # (…, k, d)

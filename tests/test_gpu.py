@@ -1,6 +1,8 @@
 """Compiled samplers equal the plain loop; on a CPU they are it, on a GPU a captured graph."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -161,6 +163,26 @@ def test_noise_is_fresh_at_every_step_and_call(device):
     # given the start, which both calls share, their noises must be uncorrelated
     (_, ab, ax), (_, _, bx), _ = torch.corrcoef(torch.stack([first.flatten(), second.flatten(), x.flatten()])).tolist()
     assert abs(ab - ax * bx) < 0.03
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_compiled_sampler_keeps_what_it_reads(device):
+    """A graph knows addresses: nothing that lies there may go while the sampler lives, whatever is allocated after."""
+    schedule, label = S.CosineVP(), torch.tensor([2, 0, 1, 2])
+    torch.manual_seed(0)
+    net = UNet(1, 16, (1, 2), classes=3)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    model, ts = Denoiser(net, schedule, "v").eval().to(device), S.linspace(schedule, 8)
+    x = start(schedule, ts, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    want = sample(Guided(model, label, 4.0), schedule, x, ts)
+    guided = Guided(model, label, 4.0)
+    run, alive = gpu.compile_sampler(ddim, guided, schedule, ts, x.shape, device=device), weakref.ref(guided)
+    del guided
+    gc.collect()
+    others = [torch.zeros(n, device=device) for n in (1, 4, 9, 64, 128) for _ in range(400)]
+    assert alive() is not None and len(others) == 2000
+    torch.testing.assert_close(run(x), want, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)
