@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import _checks as check
-from companion.predictions import KINDS, make_target, to_x0_eps
+from companion.predictions import KINDS, make_target, to_x0
 
 
 class Denoiser(nn.Module):
@@ -61,11 +61,11 @@ class Denoiser(nn.Module):
     def with_variance(self, x: Float[Tensor, "batch *data"], t, cond=None) -> tuple[Tensor, Tensor]:
         """x0_hat at x and t, and v for ``losses.interpolated_variance``. Raises as ``outputs`` does."""
         output, v = self.outputs(x, t, cond)
-        return to_x0_eps(self.kind, output, x, self.schedule, t)[0], v
+        return to_x0(self.kind, output, x, self.schedule, t), v
 
     def forward(self, x: Float[Tensor, "batch *data"], t, cond=None) -> Float[Tensor, "batch *data"]:
         """x0_hat at x and t."""
-        return to_x0_eps(self.kind, self.output(x, t, cond), x, self.schedule, t)[0]
+        return to_x0(self.kind, self.output(x, t, cond), x, self.schedule, t)
 
     def target(self, x0: Float[Tensor, "batch *data"], eps: Float[Tensor, "batch *data"], t):
         """What ``output`` should be at alpha x0 + sigma eps, of the data's shape."""

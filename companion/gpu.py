@@ -161,7 +161,10 @@ def _recorded(function, device, generators):
 
 
 class TrainStep(NamedTuple):
-    """``step(lr) -> (loss, grad_norm)``, both tensors on the device, and the state that a checkpoint keeps."""
+    """``step(lr) -> (loss, grad_norm)``, both tensors on the device, and the state that a checkpoint keeps.
+
+    Into the optimiser a state is loaded before the first step: a graph, once recorded, goes on with what it knows.
+    """
 
     walk: Callable
     optimizer: torch.optim.Optimizer
@@ -199,8 +202,9 @@ def compile_train_step(
     False; elsewhere it is the plain step, with the same result. With ``compile`` the loss goes through
     ``torch.compile``; with ``shard`` the processes share out weights, gradients and the optimiser's state
     (``processes.shard``), the denoiser's and the average's in place. The other arguments are those of
-    ``training.train``, which walks with it. Raises ValueError for arguments that do not fit, and on a CUDA device for a
-    graph of what asks the host on the way: a coupling, times that learn, float16, several processes.
+    ``training.train``, which walks with it. A state that is loaded into the optimiser after the first step is not seen
+    by the graph. Raises ValueError for arguments that do not fit, and on a CUDA device for a graph of what asks the
+    host on the way: a coupling, times that learn, float16, several processes.
     """
     check.floating("x0", x0)
     check.finite("x0", x0)
@@ -277,12 +281,15 @@ def compile_train_step(
             times.update(t, processes.in_order(losses.detach()))
         return processes.mean(value.detach()), processes.full(norm)
 
-    def set_to(lr):
-        """Tell the optimiser; a state that was loaded may come from another device."""
-        for group in optimizer.param_groups:
-            group.update(lr=lr, **fast)
+    def fetch():
+        """What was loaded into the optimiser may come from another device."""
         for state in optimizer.state.values():
             state["step"] = state["step"].to(device if graph else "cpu")
+
+    def set_to(lr):
+        """Tell the optimiser."""
+        for group in optimizer.param_groups:
+            group.update(lr=lr, **fast)
 
     def walk(lr):
         set_to(lr)
@@ -291,12 +298,12 @@ def compile_train_step(
     held = {"lr": torch.zeros((), device=device), "pace": torch.zeros((), device=device)}
     calls, tape = itertools.count(), []
 
-    def replayed(lr):
+    def replayed(lr, number):
         held["lr"].fill_(lr)
         held["pace"].fill_(0.0 if ema is None else ema.pace())
         if not tape:
             set_to(held["lr"])
-            if next(calls) < WARM_UP:
+            if number < WARM_UP:
                 with _beside(device):
                     found = plain(held["pace"])
                 set_to(lr)  # a checkpoint keeps the number
@@ -306,7 +313,13 @@ def compile_train_step(
         tape[0].replay()
         return tuple(value.clone() for value in tape[1])
 
-    return TrainStep(replayed if graph else walk, optimizer, generator, scaler)
+    def step(lr):
+        number = next(calls)
+        if number == 0:
+            fetch()
+        return replayed(lr, number) if graph else walk(lr)
+
+    return TrainStep(step, optimizer, generator, scaler)
 
 
 class _Loss(nn.Module):

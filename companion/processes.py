@@ -163,7 +163,8 @@ def rest_of(path: Path) -> dict:
 def load(path: Path, optimizer: torch.optim.Optimizer, modules: dict[str, nn.Module]):
     """Read a complete checkpoint into modules and optimiser, in every process what it holds.
 
-    It may have been written by another number of processes. Raises ValueError for one that has other modules.
+    It may have been written by another number of processes. Only for folders that you trust: what PyTorch writes there
+    is unpickled, and can run any program. Raises ValueError for one that has other modules.
     """
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_state_dict

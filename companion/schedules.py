@@ -7,6 +7,7 @@ Everything else (signal-to-noise ratio, rates, drift and diffusion) is derived f
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,6 +31,10 @@ class Schedule:
     def sigma(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """The standard deviation of the noise at time t."""
         raise TypeError(f"{type(self).__name__} must define sigma(t)")
+
+    def alpha_sigma(self, t: Float[Tensor, "*time"]) -> tuple[Tensor, Tensor]:
+        """(alpha(t), sigma(t)), each of t's shape: one call where both are wanted at every step."""
+        return self.alpha(t), self.sigma(t)
 
     def half_log_snr(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """lambda(t) = log(alpha / sigma), the time variable of Lu et al. 2022; infinite where alpha or sigma is 0."""
@@ -177,8 +182,11 @@ class DiscreteVP(Schedule):
             raise ValueError("alphas_cumprod must decrease and stay below 1 and not below 0")
         self.alphas_cumprod = table
         self.t_max = float(table.numel())
-        self._log_snr = table.log() - torch.log1p(-table)
-        self._on = {}
+        log_snr = table.log() - torch.log1p(-table)
+        rise = (torch.cat([log_snr[1:], log_snr[-1:]]) - log_snr).nan_to_num(nan=0.0, neginf=0.0)
+        self._nodes, self._on = F.pad(torch.stack([log_snr, rise, table], 1), (0, 0, 1, 0)), {}  # row i is of t = i
+        self._to_zero = table[-1].item() == 0  # then the last log-SNR is infinite, and alpha² goes there linearly
+        self._first = 1 - table[0].item()
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float | int = 1e-4, beta_end: float | int = 0.02) -> "DiscreteVP":
@@ -206,20 +214,19 @@ class DiscreteVP(Schedule):
 
     def _variances(self, t):
         """alpha² and sigma² in float64 at any real t, by interpolation of the log-SNR."""
-        time = t.to(torch.float64)
+        time, last = t.to(torch.float64), max(len(self.alphas_cumprod) - 1, 1)
         if t.device not in self._on:  # copied once: a captured loop may not copy from the host
-            self._on[t.device] = self.alphas_cumprod.to(t.device), self._log_snr.to(t.device)
-        table, log_snr = self._on[t.device]
-        left = time.detach().floor().clamp(1, max(len(table) - 1, 1)).long() - 1
-        right = (left + 1).clamp(max=len(table) - 1)
-        part = time - (left + 1)
-        here, there, level = log_snr.take(left), log_snr.take(right), table.take(left)  # brackets would ask the host
-        finite = torch.isfinite(there)  # not so for the last node of a table that ends at alpha = 0
-        inside = here + part * torch.where(finite, there - here, 0.0)
-        signal = torch.where(finite, torch.sigmoid(inside), level * (1 - part))
-        noise = torch.where(finite, torch.sigmoid(-inside), 1 - level * (1 - part))
-        first = time * (1 - table[0])  # between the data and the first node the variance grows linearly
-        return torch.where(time < 1, 1 - first, signal), torch.where(time < 1, first, noise)
+            self._on[t.device] = self._nodes.to(t.device)
+        left = time.detach().long().clamp(1, last)
+        part = time - left
+        here, rise, level = F.embedding(left, self._on[t.device]).unbind(-1)  # brackets would ask the host
+        inside = torch.addcmul(here, part, rise)
+        signal, noise = inside.sigmoid(), (-inside).sigmoid()
+        if self._to_zero:
+            linear = level * (1 - part)
+            signal, noise = torch.where(left < last, signal, linear), torch.where(left < last, noise, 1 - linear)
+        first, beyond = time * self._first, time >= 1  # up to the first node the variance grows linearly
+        return torch.where(beyond, signal, 1 - first), torch.where(beyond, noise, first)
 
     def alpha(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """The square root of the table's entry, interpolated between nodes."""
@@ -228,6 +235,11 @@ class DiscreteVP(Schedule):
     def sigma(self, t: Float[Tensor, "*time"]) -> Float[Tensor, "*time"]:
         """sqrt(1 − alpha²), interpolated between nodes."""
         return self._variances(t)[1].sqrt().to(t.dtype)
+
+    def alpha_sigma(self, t: Float[Tensor, "*time"]) -> tuple[Tensor, Tensor]:
+        """Both, from one look into the table."""
+        signal, noise = self._variances(t)
+        return signal.sqrt().to(t.dtype), noise.sqrt().to(t.dtype)
 
 
 class VE(Schedule):

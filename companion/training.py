@@ -128,16 +128,18 @@ def train(
     (``gpu.compile_train_step`` says what cannot be in it).
 
     With ``checkpoint`` the state is written there every ``checkpoint_every`` steps and at the end, and training goes on
-    from it if the file is there: on a CPU with the very same weights as without the interruption. ``metrics`` is a file
-    that gets a line of JSON every ``metrics_every`` steps: step, loss and grad_norm (before clipping), both means over
-    these steps, lr, seconds, images_per_second (the caller's time between steps included); lines past the step that
-    training starts from are removed.
+    from it if the file is there: on a CPU with the very same weights as without the interruption. It goes on where it
+    was written, on a CPU or on a GPU, as their random numbers differ (else ValueError). ``metrics`` is a file that gets
+    a line of JSON every ``metrics_every`` steps: step, loss and grad_norm (before clipping), both means over these
+    steps, lr, seconds, images_per_second (the caller's time between steps included); lines past the step that training
+    starts from are removed.
 
     Inside ``processes.distributed`` every process draws the same batch and takes its share of it, and gradients are
     averaged (DistributedDataParallel): the weights are those of one process with the same ``batch``, to rounding.
     Dropout's draws differ between processes, and so from those of one. Only the process of ``rank`` 0 writes files.
     With ``shard`` no process holds all weights (``processes.shard``, in place for denoiser and average). Each writes
-    its part of the checkpoint, then a folder, from which any number of processes can go on.
+    its part of the checkpoint, then a folder, from which any number of processes can go on. Afterwards the denoiser
+    cannot be called by itself: draw from ``ema.model``, which can, or from what ``processes.gather`` makes of either.
     """
     counts = {"steps": steps, "checkpoint_every": checkpoint_every, "metrics_every": metrics_every}
     for name, value in counts.items():
@@ -254,16 +256,18 @@ def _replace(path, content):
 
 
 def _rest(state, step):
-    """What a checkpoint holds besides weights and the optimiser's state; every process tells its global generator's."""
-    generators = [torch.get_rng_state()]
+    """What a checkpoint holds besides weights and the optimiser's state; every process tells its global generators'."""
+    device, ema, times = state["generator"].device, state["ema"], state["times"]
+    everyone = [(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)]
     if world() > 1:
-        generators = [None] * world()
-        dist.all_gather_object(generators, torch.get_rng_state())
-    ema, times = state["ema"], state["times"]
+        mine, everyone = everyone[0], [None] * world()
+        dist.all_gather_object(everyone, mine)
+    generators, of_gpus = map(list, zip(*everyone, strict=True))
     return {
         "step": step,
         "generator": state["generator"].get_state(),
         "global_generators": generators,
+        "global_generators_of_gpus": of_gpus,
         "ema": None if ema is None else {"updates": ema.updates},
         "times": None if times is None else times.state_dict(),
         "scaler": state["scaler"].state_dict(),
@@ -280,9 +284,14 @@ def _take(path, saved, state, steps):
             raise ValueError(f"checkpoint {path} was written {'without' if saved[name] is None else 'with'} {what}")
     if bool(saved["scaler"]) != state["scaler"].is_enabled():
         raise ValueError(f"checkpoint {path} was written with another autocast")
+    device = state["generator"].device
+    if len(saved["generator"]) != len(state["generator"].get_state()):
+        raise ValueError(f"checkpoint {path} must have been written on a {device.type} device, for its random numbers")
     state["generator"].set_state(saved["generator"])
     if rank() < len(saved["global_generators"]):
         torch.set_rng_state(saved["global_generators"][rank()])
+        if device.type == "cuda" and "global_generators_of_gpus" in saved:
+            torch.cuda.set_rng_state(saved["global_generators_of_gpus"][rank()], device)
     state["scaler"].load_state_dict(saved["scaler"])
     state["log"].load_state_dict(saved["log"])
     if state["times"] is not None:
@@ -348,8 +357,9 @@ def sample_grid(
 
     ``shape`` is (n, 1 or 3, height, width); the path's ending says the format (.png, .webp). For use between the steps
     of ``train``: it draws from a generator of its own, and leaves the denoiser in the mode it was in. Only the process
-    of ``rank`` 0 writes, and only where weights are shared out do the others take part. Raises ValueError for a shape
-    or a number of columns that does not fit.
+    of ``rank`` 0 writes, and only where weights are shared out do the others take part; then the denoiser is to be an
+    average (``ema.model``) or what ``processes.gather`` makes, as one in training cannot be called by itself. Raises
+    ValueError for a shape or a number of columns that does not fit.
     """
     check.positive_int("columns", columns)
     if len(shape) != 4 or shape[1] not in (1, 3):

@@ -171,9 +171,9 @@ GROUPS = [
         "schedules.py",
         [f"{SCHEDULES}::test_table_is_exact_at_its_nodes_and_against_the_product"],
         [
-            (".long() - 1", ".long()", "the table read one node late"),
+            ("(0, 0, 1, 0)", "(0, 0, 0, 1)", "the table read one node late"),
             ("table.log() - torch.log1p", "table.log() + torch.log1p", "a product for the ratio in the table's SNR"),
-            ("part = time - (left + 1)", "part = time - (left + 2)", "interpolation one step off"),
+            ("part = time - left\n", "part = time - left - 1\n", "interpolation one step off"),
             ("_variances(t)[0].sqrt()", "_variances(t)[0]", "alpha-bar for its root"),
             ("return 1 - self.alphas_cumprod", "return self.alphas_cumprod", "alpha_t for beta_t"),
         ],
@@ -182,7 +182,7 @@ GROUPS = [
         "schedules.py",
         [f"{SCHEDULES}::test_ends_and_monotony[table-linear]"],
         [
-            ("torch.sigmoid(-inside)", "torch.sigmoid(inside)", "the signal's variance for the noise's"),
+            ("(-inside).sigmoid()", "(inside).sigmoid()", "the signal's variance for the noise's"),
             ("_variances(t)[1].sqrt()", "_variances(t)[1]", "the variance for sigma (table)"),
         ],
     ),
@@ -199,8 +199,8 @@ GROUPS = [
         [f"{SCHEDULES}::test_zero_terminal_snr"],
         [
             (
-                "(inside), level * (1 - part)",
-                "(inside), level * (1 + part)",
+                "linear = level * (1 - part)",
+                "linear = level * (1 + part)",
                 "signal left at the noisy end",
             ),
             ("(root[0] - root[-1])) ** 2)", "(root[0] - root[-1])))", "the rescaled table not squared"),
@@ -210,7 +210,7 @@ GROUPS = [
     (
         "schedules.py",
         [f"{HERE}::test_variance_grows_linearly_up_to_the_first_node"],
-        [("time * (1 - table[0])", "time**2 * (1 - table[0])", "the first step's variance grows with the square")],
+        [("= time * self._first", "= time**2 * self._first", "the first step's variance grows with the square")],
     ),
     (
         "schedules.py",
@@ -269,20 +269,20 @@ GROUPS = [
         "predictions.py",
         ["test_predictions.py::test_kinds_against_their_definitions"],
         [
-            ("return zero, -1 / schedule", "return zero, 1 / schedule", "the sign of the score's target"),
+            ("(t), -1 / sigma", "(t), 1 / sigma", "the sign of the score's target"),
             (
-                "return -schedule.sigma(t), schedule",
-                "return schedule.sigma(t), schedule",
+                "p, q = -sigma, alpha",
+                "p, q = sigma, alpha",
                 "the sign in v = alpha eps − sigma x0",
             ),
             (
-                "return -schedule.sigma(t), schedule.alpha(t)",
-                "return -schedule.alpha(t), schedule.alpha(t)",
+                "= -sigma, alpha",
+                "= -alpha, alpha",
                 "alpha for sigma in v",
             ),
             (
-                "return schedule.alpha_rate(t), schedule",
-                "return schedule.alpha(t), schedule",
+                "p, q = schedule.alpha_rate(t), schedule",
+                "p, q = schedule.alpha(t), schedule",
                 "alpha for its rate in the velocity",
             ),
             ("return p * x0 + q", "return p * x0 - q", "the sign of the noise in a target"),
@@ -567,7 +567,7 @@ GROUPS = [
         "denoisers.py",
         ["test_denoisers.py::test_every_kind_finds_the_point", "test_denoisers.py::test_clipped_recomputes_eps"],
         [
-            ("cond), x, self.schedule, t)[0]", "cond), x, self.schedule, t)[1]", "eps_hat handed on as x0_hat"),
+            ("cond), x, self.schedule, t)", "cond), x, self.schedule, 0.9 * t)", "an output read at another time"),
             ("self.low, self.high)\n", "self.low)\n", "a clamp with no upper end"),
         ],
     ),
@@ -1331,7 +1331,13 @@ GROUPS = [
     (
         "schedules.py",
         ["test_gpu.py::test_a_denoiser_is_one_piece_to_the_compiler"],
-        [("log_snr.take(left), log", "log_snr[left], log", "a table that asks the host for its entry")],
+        [
+            (
+                "F.embedding(left, self._on[t.device])",
+                "self._on[t.device][left]",
+                "a table that asks the host for its entry",
+            )
+        ],
     ),
     (
         "gpu.py",
@@ -1372,6 +1378,11 @@ GROUPS = [
         "processes.py",
         ["test_processes.py::test_a_checkpoint_in_parts_of_two_processes_goes_on_in_any_number"],
         [("(other, state[name])", "(other, state[first])", "an average that resumes as the weights")],
+    ),
+    (
+        "processes.py",
+        ["test_processes.py::test_weights_shared_out_train_as_one_process_does"],
+        [("reshard_after_forward=True", "reshard_after_forward=False", "an average that stays whole once it is asked")],
     ),
     (
         "processes.py",

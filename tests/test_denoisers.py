@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import NOT_PRESERVING, SCHEDULES, inside, refuses
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from companion import nets, training
 from companion import schedules as S
@@ -26,6 +27,30 @@ class Recorder(torch.nn.Module):
         p, q = target_coefficients(self.kind, self.schedule, t[:1].double())
         alpha, sigma = self.schedule.alpha(t[:1].double()), self.schedule.sigma(t[:1].double())
         return (p * self.point + q * (x - alpha * self.point) / sigma).to(x)
+
+
+class Operators(TorchDispatchMode):
+    """The operators that are called inside, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_denoiser_asks_for_little_beside_its_network():
+    schedule, x = S.DiscreteVP.linear(), torch.randn(2, 1, 4, 4)
+    model = Denoiser(torch.nn.Identity(), schedule, "v")
+    model.net.forward = lambda x, t, cond: x
+    with torch.no_grad(), Operators() as one:
+        model(x, torch.tensor(500.0, dtype=torch.float64))
+    with torch.no_grad(), Operators() as apart:  # as a plain reading of the formulas would have it
+        schedule.alpha(t := torch.tensor(500.0, dtype=torch.float64)), schedule.sigma(t)
+    assert one.seen.count("aten::embedding") == 1 < apart.seen.count("aten::embedding")
+    assert len(one.seen) < 50
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ import torch
 from conftest import inside, refuses
 
 from companion import schedules as S
-from companion.predictions import KINDS, make_target, target_coefficients, to_x0_eps
+from companion.predictions import KINDS, make_target, target_coefficients, to_x0, to_x0_eps
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -13,7 +13,10 @@ def test_round_trip(kind, schedule):
     t = inside(schedule)
     x0, eps = torch.randn(2, 7, 3, dtype=torch.float64)
     x = schedule.alpha(t)[:, None] * x0 + schedule.sigma(t)[:, None] * eps
-    back = to_x0_eps(kind, make_target(kind, x0, eps, schedule, t), x, schedule, t)
+    output = make_target(kind, x0, eps, schedule, t)
+    back = to_x0_eps(kind, output, x, schedule, t)
+    assert torch.equal(to_x0(kind, output, x, schedule, t), back[0])
+    assert all(map(torch.equal, schedule.alpha_sigma(t), (schedule.alpha(t), schedule.sigma(t))))
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     p, q = target_coefficients(kind, schedule, t)
     # rounding grows with the condition of the 2×2 system, so the bound is 1e-12 times that

@@ -9,7 +9,7 @@ from test_training import launch, several
 
 from companion import processes
 
-STEPS, CUT = 8, 6  # a checkpoint is written at step 5
+STEPS, CUT = 7, 6  # a checkpoint is written at step 5
 
 
 @pytest.fixture(scope="module")
@@ -19,26 +19,22 @@ def found(tmp_path_factory):
     several(folder, STEPS, name="alone")
     parts, file = str(folder / "parts"), str(folder / "file.pt")
     cut = {"steps": STEPS, "stop": CUT}
-    runs = [
+    numbers = ("one", "two", "four")
+    two = [
         {"steps": STEPS, "name": "two", "shard": True},
-        {**cut, "name": "cut", "checkpoint": parts, "shard": True},
-        {**cut, "name": "cut file", "checkpoint": file},
+        {**cut, "name": "cut", "checkpoint": parts, "shard": True, "copies": numbers},
+        {**cut, "name": "cut file", "checkpoint": file, "copies": numbers},
         {"steps": STEPS, "name": "two again", "checkpoint": f"{parts} two", "shard": True},
     ]
-    launch(folder, runs[:3], 2)
-    for name in ("one", "two", "four"):
-        shutil.copytree(parts, f"{parts} {name}")
-        shutil.copy(file, f"{file} {name}")
-    launch(folder, runs[3:], 2)
-    several(folder, STEPS, name="one again", checkpoint=f"{parts} one", shard=True)
-    several(folder, STEPS, name="one again, file", checkpoint=f"{file} one")
     four = [
         {"steps": STEPS, "name": "four", "shard": True},
         {"steps": STEPS, "name": "four, copies"},
         {"steps": STEPS, "name": "four again", "checkpoint": f"{parts} four", "shard": True},
         {"steps": STEPS, "name": "four again, file", "checkpoint": f"{file} four"},
     ]
-    launch(folder, four, 4)
+    launch(folder, [(2, two), (4, four)])
+    several(folder, STEPS, name="one again", checkpoint=f"{parts} one", shard=True)
+    several(folder, STEPS, name="one again, file", checkpoint=f"{file} one")
     return folder
 
 
@@ -76,7 +72,7 @@ def test_a_checkpoint_in_one_file_of_two_processes_goes_on_in_any_number(found, 
 def test_what_is_left_of_the_checkpoints_is_the_last(found):
     assert [path.name for path in (found / "parts").iterdir()] == ["step-000000005"]
     for number in ("one", "two", "four"):
-        assert [path.name for path in (found / f"parts {number}").iterdir()] == ["step-000000008"]
+        assert [path.name for path in (found / f"parts {number}").iterdir()] == [f"step-{STEPS:09}"]
 
 
 def test_half_a_checkpoint_is_not_taken_for_a_whole_one(tmp_path, found):

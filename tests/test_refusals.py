@@ -87,6 +87,11 @@ TABLE_OF_ERRORS = {
         ValueError,
         "'eps' does not determine",
     ),
+    "predictions.to_x0": (
+        lambda: predictions.to_x0("score", X, X, SCHEDULE, torch.tensor(1.0)),
+        ValueError,
+        "'score' does not determine",
+    ),
     "forward.q_sample": (lambda: forward.q_sample(X, torch.ones(5), SCHEDULE), ValueError, "t must have shape"),
     "forward.q_posterior": (lambda: forward.q_posterior(X, X, T, T, SCHEDULE), ValueError, "s must be below t"),
     "forward.sde_coefficients": (lambda: forward.sde_coefficients(0.5, SCHEDULE), TypeError, "t must be"),
@@ -214,6 +219,11 @@ TABLE_OF_ERRORS = {
     "nets.place_embedding": (lambda: nets.place_embedding(2, 2, 6), ValueError, "dim"),
     "nets.timestep_embedding": (lambda: nets.timestep_embedding(torch.ones(3), 7), ValueError, "dim"),
     "nets.count.flops": (lambda: count.flops(nets.UNet(1, 8), X, T), ValueError, "x must have shape"),
+    "nets.count.layer_cost": (
+        lambda: count.layer_cost(torch.nn.Conv2d(2, 2, 3, groups=2), PICTURES, PICTURES),
+        ValueError,
+        "layer must have a square kernel and groups = 1",
+    ),
     "nets.count.parameters": (lambda: count.parameters(DENOISE), TypeError, "net must be"),
     "training.EMA": (lambda: training.EMA(MODEL, 1.0), ValueError, "decay"),
     "training.sample_grid": (

@@ -2,19 +2,24 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
 import textwrap
+import time
+from multiprocessing import connection
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import refuses
 
-from companion import couplings, data, processes, times
+from companion import couplings, data, processes, times, training
 from companion import schedules as S
 from companion.denoisers import Denoiser
 from companion.losses import flow_matching_loss, hybrid_loss, simple_loss
@@ -219,6 +224,58 @@ def test_float16_scales_its_gradients_and_resumes(tmp_path):
         next(train(make(), x0, **options, checkpoint=path))
 
 
+def test_a_checkpoint_of_another_kind_of_device_is_refused(tmp_path):
+    """Told by the size of its generator's state: a GPU's has 16 bytes. And before anything is set to what it holds."""
+    path, x0 = tmp_path / "a.pt", torch.randn(50, 2)
+    options = {"steps": 4, "checkpoint": path, "progress": False}
+    list(train(make(), x0, **options))
+    saved = torch.load(path)
+    assert saved["global_generators_of_gpus"] == [None]
+    torch.save(saved | {"generator": torch.zeros(16, dtype=torch.uint8)}, path)
+    before = torch.get_rng_state()
+    with refuses(ValueError, "must have been written on a cpu device"):
+        next(train(make(), x0, **options))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_gpu_s_own_generator_is_kept(monkeypatch):
+    """Dropout draws from it. Where there is no GPU, one is played: the state of its generator, and who sets it."""
+    device, states, told = torch.device("cuda", 1), [torch.tensor([1, 2]), torch.tensor([3, 4])], []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda where: states[where.index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, where: told.append((state, where)))
+    generator = SimpleNamespace(device=device, get_state=lambda: states[0], set_state=lambda state: None)
+    state = {"generator": generator, "ema": None, "times": None, "scaler": torch.amp.GradScaler("cpu", enabled=False)}
+    state["log"] = training._Log(None, 1, 1)
+    saved = training._rest(state, 3)
+    assert training._take("a.pt", saved, state, 5) == 3
+    assert told == [(states[1], device)]
+    del saved["global_generators_of_gpus"]  # as it was once written
+    assert training._take("a.pt", saved, state, 5) == 3 and len(told) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_dropout_on_a_gpu_goes_on_where_it_was(tmp_path):
+    """Losses after a resumption are those without one; from other draws they differ a hundred times as much."""
+    x0, found = torch.randn(200, 2), []
+
+    def model():
+        made = make()
+        made.net.register_forward_hook(lambda net, given, output: torch.nn.functional.dropout(output))
+        return made.cuda()
+
+    for stops in ((12,), (6, 12)):
+        torch.manual_seed(3)
+        path, losses = tmp_path / f"{len(stops)}.pt", []
+        for stop in stops:
+            for step in train(model(), x0, steps=12, checkpoint=path, checkpoint_every=6, progress=False):
+                losses.append(step.loss.item())
+                if step.step == stop:
+                    break
+            torch.cuda.manual_seed(99)
+        found.append(losses)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_a_grid_of_samples_is_a_picture_and_leaves_training_alone(tmp_path):
     from PIL import Image
 
@@ -270,14 +327,12 @@ def summed(model):
     return model
 
 
-def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, shard=False):
-    """Train on digits in as many processes as torchrun started; rank 0 writes the weights.
+def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, shard=False, copies=()):
+    """Train on digits in as many processes as torchrun started; rank 0 writes the weights, and copies the checkpoint.
 
     In float64, as AdamW makes a whole step of a gradient that is nothing but rounding: a bias that is normalised away
-    has one.
+    has one. The average is asked for something on the way, which must leave it as it is.
     """
-    from companion import training
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images, labels = data.digits("train")
@@ -295,6 +350,9 @@ def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, sha
     losses = []
     for progress in training.train(model, images[:200].double(), **options):
         losses.append(progress.loss.item())
+        if progress.step == 2:
+            with torch.no_grad():
+                ema.model(images[:2].double(), torch.tensor(0.5, dtype=torch.float64), labels[:2])
         if progress.step == stop:
             break
     torch.nn.parallel.DistributedDataParallel = AVERAGED
@@ -312,17 +370,59 @@ def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, sha
     state["held"] = sum(processes.local(p).numel() for p in (*model.parameters(), *ema.model.parameters()))
     if rank() == 0:
         torch.save(state, f"{folder}/{name}")
+        for copied in copies:
+            (shutil.copytree if os.path.isdir(checkpoint) else shutil.copy)(checkpoint, f"{checkpoint} {copied}")
+    processes.mean(torch.zeros(()))  # and nobody goes on before
 
 
 LAUNCH = textwrap.dedent("""
     import sys
     sys.path.insert(0, {here!r})
-    from test_training import several
-    from companion.processes import distributed
-    with distributed():
-        for options in {runs!r}:
-            several({folder!r}, **options)
+    from test_training import apart
+    if __name__ == "__main__":
+        apart({folder!r}, {plan!r}, {seconds!r})
 """)
+
+
+def apart(folder, plan, seconds):
+    """For every (world, runs) so many processes, told what torchrun tells them; each does the runs in turn.
+
+    Forked where that is safe, so that PyTorch is imported once. None outlives one that failed, or its time.
+    """
+    import torch._dynamo  # as the optimiser does
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp  # noqa: F401
+
+    data.digits("train")
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    for world, runs in plan:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        told = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        started = [context.Process(target=one_of_several, args=(folder, runs, told, i)) for i in range(world)]
+        for process in started:
+            process.start()
+        left, until = {process.sentinel: process for process in started}, time.monotonic() + seconds
+        while left and all(process.exitcode in (None, 0) for process in started):
+            ended = connection.wait(left, until - time.monotonic())
+            for sentinel in ended:
+                left.pop(sentinel).join()
+            if not ended:
+                break
+        for process in started:
+            process.kill()
+            process.join()
+        if [process.exitcode for process in started] != [0] * world:
+            sys.exit(1)
+
+
+def one_of_several(folder, runs, told, number):
+    """What one process does."""
+    os.environ.update(told | {"RANK": str(number), "LOCAL_RANK": str(number)})
+    with processes.distributed():
+        for options in runs:
+            several(folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -339,27 +439,15 @@ def both(tmp_path_factory):
         {"steps": 8, "name": "cut", "checkpoint": b, "stop": 6},
         {"steps": 8, "name": "again", "checkpoint": b},
     ]
-    launch(folder, runs, 2)
+    launch(folder, [(2, runs)])
     return folder
 
 
-def launch(folder, runs, world):
-    """Start so many processes as torchrun starts them; each does the runs, one after the other."""
-    script = LAUNCH.format(here=os.path.dirname(__file__), folder=str(folder), runs=runs)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
-    told |= {"OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, "-c", script], env=os.environ | told | {"RANK": i, "LOCAL_RANK": i})
-        for i in map(str, range(world))
-    ]
-    try:
-        assert [process.wait(240) for process in started] == [0] * world
-    finally:
-        for process in started:
-            process.kill()
+def launch(folder, plan, seconds=240):
+    """``apart`` in an interpreter that has neither a GPU nor this one's threads."""
+    script = LAUNCH.format(here=os.path.dirname(__file__), folder=str(folder), plan=plan, seconds=seconds)
+    told = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", script], env=os.environ | told).returncode == 0
 
 
 def test_two_processes_train_what_one_does(both):

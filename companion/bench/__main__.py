@@ -9,10 +9,13 @@ import sys
 
 from companion import bench
 
+TOOLS = {"timing"}  # public, but no measurement
+
 
 def main(arguments: list[str]) -> int:
     """Run the measurement named first; returns the exit status."""
-    known = sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if not module.name.startswith("_"))
+    found = {module.name for module in pkgutil.iter_modules(bench.__path__) if not module.name.startswith("_")}
+    known = sorted(found - TOOLS)
     if not arguments or arguments[0] not in known:
         print(f"usage: python -m companion.bench NAME [options]\nmeasurements: {', '.join(known)}", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2

@@ -1,6 +1,8 @@
 """What every stored result says of its run, and how it is written."""
 
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import platform
 
@@ -11,12 +13,13 @@ from companion import gpu
 CPU = torch.device("cpu")
 
 
-def provenance(seconds: float, device=CPU) -> dict:
-    """Date, machine, versions and duration; ``device`` is where the run was."""
+def provenance(seconds: float, device=CPU, peers: tuple[str, ...] = ()) -> dict:
+    """Date, machine, versions and duration; ``device`` is where the run was, ``peers`` are packages compared with."""
+    others = {name: importlib.metadata.version(name) for name in peers if importlib.util.find_spec(name)}
     return {
         "date": datetime.date.today().isoformat(),
         "hardware": gpu.describe(device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0], **others},
         "seconds": round(seconds),
     }
 

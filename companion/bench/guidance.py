@@ -60,8 +60,8 @@ def main(arguments):
     options.add_argument("--compile", action="store_true", help="compile the network: a minute, and a C++ compiler")
     options.add_argument("--out", type=zoo.Path, default=bench.FOLDER)
     given = options.parse_args(arguments)
-    if given.samples <= 0 or given.samples % BATCH or KNOWN + given.samples * given.seeds > 60000:
-        options.error(f"--samples must be a multiple of {BATCH}, and images be left for all seeds; got {given.samples}")
+    if given.samples % BATCH or not 0 < given.samples <= KNOWN:
+        options.error(f"--samples must be a multiple of {BATCH}, and at most {KNOWN}; got {given.samples}")
 
     began = time.perf_counter()
     device = gpu.device()
@@ -170,7 +170,7 @@ def described(rows, mends, real, given, seconds):
             "samples clamped to [-1, 1] before they are read",
             "sampler": f"{given.steps} steps of dpmpp_2m, uniform in time, from t_max to t_min",
             "features": f"the 64 of {READER}",
-            "real": f"ten sets of as many training images from {KNOWN:,} on, classes in turn",
+            "real": f"{len(real['accuracy'])} sets of as many training images from {KNOWN:,} on, classes in turn",
             "mends": f"thresholded: quantile 0.995; interval: t from {INTERVAL[0]:g} to {INTERVAL[1]:g}; clipped "
             "inside guidance: the wrong order",
             "network": "bfloat16" if given.bf16 else "float32",

@@ -10,7 +10,7 @@ import time
 from companion import _checks as check
 from companion import bench, zoo
 from companion.bench._stored import provenance, write
-from companion.bench._timing import quartiles
+from companion.bench.timing import quartiles
 
 WAYS = {
     "torch": "import torch",

@@ -7,12 +7,14 @@ trained, sees every pixel by itself. With more time, on a GPU:
 """
 
 import argparse
+import statistics
 import time
 
 import torch
 
 from companion import bench, data, gpu, latent, nets, scenes, zoo
 from companion.bench._stored import provenance, write
+from companion.bench.timing import seconds
 from companion.denoisers import Denoiser
 from companion.losses import simple_loss
 from companion.nets.count import flops, parameters
@@ -131,16 +133,8 @@ def speeds(model, vae, given):
 
 def _median(call, given):
     """Seconds of a call: the median of some, after one that warms up."""
-    found = []
-    for _ in range(given.repeats + 1):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return sorted(found[1:])[given.repeats // 2]
+    call()
+    return statistics.median(seconds(call, gpu.device()) for _ in range(given.repeats))
 
 
 def table(result: dict) -> str:

@@ -1,12 +1,12 @@
-"""Python's share of a step: this book's generators beside diffusers' ``scheduler.step``, with a denoiser free of cost.
+"""What a step costs beside the network: this book's samplers and denoiser, and diffusers' ``scheduler.step``.
 
-Both sides take the same number of steps over the same small tensor and get the same constant from the network, so that
-what is timed is the bookkeeping: coefficients, history, and a few additions. Needs diffusers.
+Both sides take the same number of steps over the same small tensor and get the same noise from a network that costs
+nothing, so that what is timed is the bookkeeping: coefficients, the way from noise to data, history, and a few
+additions. Needs diffusers.
 """
 
 import argparse
 import importlib.util
-import statistics
 import time
 import warnings
 
@@ -15,6 +15,8 @@ import torch
 from companion import _checks as check
 from companion import bench, zoo
 from companion.bench._stored import provenance, write
+from companion.bench.timing import in_turns
+from companion.denoisers import Denoiser
 from companion.samplers import ddim, dpmpp_2m, nodes, start
 from companion.schedules import DiscreteVP, trailing
 
@@ -24,9 +26,11 @@ SAMPLERS["DDIM"][2].update(clip_sample=False, set_alpha_to_one=True)  # clipping
 
 QUANTITIES = {
     "ours_us": "time a step of the package takes outside the network, microseconds: median over the repetitions",
-    "diffusers_us": "the same of diffusers' scheduler.step",
+    "sampler_us": "the sampler's part of it: the same with a denoiser that costs nothing",
+    "diffusers_us": "the same of diffusers' scheduler.step, which does what ours does",
     "ratio": "ours_us over diffusers_us",
     "ours_quartiles_us": "first and third quartile over the repetitions",
+    "sampler_quartiles_us": "the same of the sampler alone",
     "diffusers_quartiles_us": "the same of diffusers",
 }
 
@@ -56,28 +60,24 @@ def main(arguments):
 
 def described(rows, given, seconds):
     """The rows with all that a reader must know of them."""
-    import diffusers
-
-    found = provenance(seconds)
-    found["versions"]["diffusers"] = diffusers.__version__
     return {
         "name": "overhead",
         "question": "How long does a sampler take beside the network, and how long does diffusers' scheduler?",
         "command": f"python -m companion.bench overhead --steps {given.steps} --repetitions {given.repetitions}",
         "protocol": {
             "tensor": f"float32 of shape {SHAPE}, on the CPU, one thread",
-            "network": "a function that returns the same tensor at every call",
+            "network": "of kind eps; returns the same tensor at every call",
             "walk": f"{given.steps} steps of DDPM's linear table of 1000, to sigma = 0; grids are made before",
-            "timing": f"{given.repetitions} whole walks of each, in turns, after 5 to warm up; time over steps",
+            "timing": f"{given.repetitions} whole walks of each, in turns, after two to warm up; time over steps",
         },
         "quantities": QUANTITIES,
         "rows": rows,
-        **found,
+        **provenance(seconds, peers=("diffusers",)),
     }
 
 
 def timed(name, steps, repetitions):
-    """One row: a sampler and diffusers' own, timed in turns so that a busy machine slows both."""
+    """One row: a sampler with its denoiser and alone, and diffusers' own, in turns so that a busy machine slows all."""
     import diffusers
 
     sampler, theirs, options = SAMPLERS[name]
@@ -86,53 +86,61 @@ def timed(name, steps, repetitions):
     x = start(schedule, ts, SHAPE)
     answer = torch.randn(SHAPE)
     grid = nodes(schedule, ts, x)
+    denoise = Denoiser(Answering(answer), schedule, "eps")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = getattr(diffusers, theirs)(timestep_spacing="trailing", **options)
+        scheduler.set_timesteps(steps)
 
-    def ours():
-        began = time.perf_counter()
-        for _ in sampler(lambda x, t: answer, schedule, x, grid):
+    def walk(denoise):
+        for _ in sampler(denoise, schedule, x, grid):
             pass
-        return time.perf_counter() - began
 
     def other():
-        scheduler.set_timesteps(steps)  # which also forgets the last walk
+        scheduler.set_timesteps(steps)  # forgets the last walk; its own time is taken off
         now = x
-        with torch.no_grad():
-            began = time.perf_counter()
-            for t in scheduler.timesteps:
-                now = scheduler.step(answer, t, now).prev_sample
-            return time.perf_counter() - began
+        for t in scheduler.timesteps:
+            now = scheduler.step(answer, t, now).prev_sample
 
-    with warnings.catch_warnings():
+    ways = {
+        "ours": lambda: walk(denoise),
+        "sampler": lambda: walk(lambda x, t: answer),
+        "diffusers": other,
+        "": lambda: scheduler.set_timesteps(steps),
+    }
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        for _ in range(5):
-            ours(), other()
-        pairs = [(ours(), other()) for _ in range(repetitions)]
-    mine, their = (spread([1e6 * walk / steps for walk in walks]) for walks in zip(*pairs, strict=True))
+        found = in_turns(ways, repetitions, torch.device("cpu"))
+    prepared = found.pop("")["quartiles"][1]
+    found["diffusers"]["quartiles"] = [v - prepared for v in found["diffusers"]["quartiles"]]
+    row = {who: [round(1e6 * v / steps, 2) for v in taken["quartiles"]] for who, taken in found.items()}
     return {
-        "ours_us": mine[1],
-        "diffusers_us": their[1],
-        "ratio": round(mine[1] / their[1], 3),
-        "ours_quartiles_us": [mine[0], mine[2]],
-        "diffusers_quartiles_us": [their[0], their[2]],
+        **{f"{who}_us": mid for who, (_, mid, _) in row.items()},
+        "ratio": round(row["ours"][1] / row["diffusers"][1], 3),
+        **{f"{who}_quartiles_us": [low, high] for who, (low, _, high) in row.items()},
     }
 
 
-def spread(values):
-    """The three quartiles."""
-    found = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return [round(value, 2) for value in found]
+class Answering(torch.nn.Module):
+    """A network that costs nothing: the same noise at every call."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x, t, cond=None):
+        """The noise."""
+        return self.answer
 
 
 def table(result: dict) -> str:
-    """A row per sampler: both medians with their quartiles, and the ratio."""
-    lines = [f"{'sampler':18} {'ours, µs a step':>24} {'diffusers, µs a step':>24} {'ratio':>6}"]
+    """A row per sampler: medians with their quartiles, and the ratio."""
+    columns = {"ours": "ours, µs a step", "sampler": "of it the sampler", "diffusers": "diffusers, µs a step"}
+    lines = [f"{'sampler':18}" + "".join(f" {title:>24}" for title in columns.values()) + f" {'ratio':>6}"]
     for row in result["rows"]:
         cells = (
             f"{row[f'{who}_us']:8.1f} ({row[f'{who}_quartiles_us'][0]:.1f}–{row[f'{who}_quartiles_us'][1]:.1f})"
-            for who in ("ours", "diffusers")
+            for who in columns
         )
-        lines.append(f"{row['sampler']:18} " + " ".join(f"{cell:>24}" for cell in cells) + f" {row['ratio']:6.2f}")
+        lines.append(f"{row['sampler']:18}" + "".join(f" {cell:>24}" for cell in cells) + f" {row['ratio']:6.2f}")
     return "\n".join(lines)

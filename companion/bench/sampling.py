@@ -2,10 +2,11 @@
 
 The same network, weights, labels and starting noise for all; 50 steps of DDIM on DDPM's linear table. On a GPU:
 
-    python -m companion.bench sampling --images 1 64 1024 --width 40 --patch 1 --dtype bfloat16
+    python -m companion.bench sampling --images 1 64 1024 --width 40 --patch 1 --dtype float32 bfloat16
 """
 
 import argparse
+import functools
 import importlib.util
 import time
 import warnings
@@ -15,7 +16,7 @@ import torch
 from companion import _checks as check
 from companion import bench, gpu, zoo
 from companion.bench._stored import provenance, write
-from companion.bench._timing import in_turns, network, peaks, traffic
+from companion.bench.timing import in_turns, network, peaks, traffic
 from companion.denoisers import Denoiser
 from companion.nets.count import flops, parameters
 from companion.samplers import ddim, sample, start
@@ -29,8 +30,8 @@ QUANTITIES = {
     "quartiles": "first and third quartile over the repetitions",
     "first_call": "seconds of the first walk, with what is compiled or recorded for it",
     "images_per_second": "images over seconds",
-    "times_diffusers": "seconds of diffusers' loop with the network as it is, over seconds",
-    "flops_share": "operations counted in the network, over those of a large matrix product in this time",
+    "times_diffusers": "seconds of diffusers' loop in the same precision, with the network as it is, over seconds",
+    "flops_share": "operations counted in the network, over those of a large matrix product of its dtype in this time",
     "bytes_share": "bytes that the layers read and write when none is fused, over those of a large copy in this time; "
     "above 1 only where layers are fused or what they exchange stays in a cache",
     "difference": "root mean square distance of the samples from those of the plain loop in float32, over their spread",
@@ -45,7 +46,7 @@ def main(arguments):
     options.add_argument("--repetitions", type=int, default=5)
     options.add_argument("--width", type=int, default=32, help="channels of the network")
     options.add_argument("--patch", type=int, default=2, choices=(1, 2))
-    options.add_argument("--dtype", default="float32", choices=list(DTYPES), help="in which the network works")
+    options.add_argument("--dtype", nargs="+", default=["float32"], choices=list(DTYPES), help="the network works in")
     options.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="ways that compile")
     options.add_argument("--out", type=zoo.Path, default=bench.FOLDER)
     given = options.parse_args(arguments)
@@ -53,7 +54,8 @@ def main(arguments):
         check.positive_int(name, getattr(given, name))
 
     began, device = time.perf_counter(), gpu.device()
-    net, best = network(given.width, given.patch), peaks(device, DTYPES[given.dtype] or torch.float32)
+    net = network(given.width, given.patch)
+    best = {dtype: peaks(device, DTYPES[dtype] or torch.float32) for dtype in given.dtype}
     rows = []
     for images in given.images:
         check.positive_int("images", images)
@@ -64,62 +66,75 @@ def main(arguments):
 
 
 def timed(net, images, given, best):
-    """The rows of one number of images."""
-    device, autocast = gpu.device(), DTYPES[given.dtype]
+    """The rows of one number of images, in every precision."""
+    device = gpu.device()
     schedule, labels = DiscreteVP.linear(), torch.arange(images, device=gpu.device()) % 10
     ts = trailing(schedule, given.steps)
     denoise, shape = Denoiser(net, schedule, "v", cond=labels), (images, 1, 32, 32)
     x = start(schedule, ts, shape, generator=torch.Generator().manual_seed(0)).to(device)
-    exact = sample(denoise, schedule, x, ts)
-    calls = ways(denoise, schedule, ts, x, given)
-    found = in_turns({name: lambda call=call: call(x) for name, call in calls.items()}, given.repetitions, device)
-    one = x[:1], torch.ones(1, device=device), labels[:1]
-    work = flops(net, *one) * images * given.steps
-    moved = traffic(net, x, torch.ones(images, device=device), labels, dtype=autocast or torch.float32) * given.steps
-    theirs = found.get(DIFFUSERS, {"quartiles": [None] * 3})["quartiles"][1]
+    exact, every_t = sample(denoise, schedule, x, ts), torch.ones(images, device=device)
+    work = flops(net, x[:1], every_t[:1], labels[:1]) * images * given.steps
     rows = []
-    for name, row in found.items():
-        low, seconds, high = row["quartiles"]
-        apart = (calls[name](x) - exact).square().mean().sqrt() / exact.std()
-        rows.append(
-            {
-                "images": images,
-                "way": name,
-                "seconds": round(seconds, 6),
-                "quartiles": [round(low, 6), round(high, 6)],
-                "first_call": round(row["first_call"], 3),
-                "images_per_second": round(images / seconds, 3),
-                "times_diffusers": None if theirs is None else round(theirs / seconds, 3),
-                "flops_share": round(work / seconds / best["flops_per_second"], 4),
-                "bytes_share": round(moved / seconds / best["bytes_per_second"], 4),
-                "difference": round(apart.item(), 7),
-            }
-        )
+    for dtype in given.dtype:
+        if given.compile:
+            torch.compiler.reset()  # of a function it makes only so many versions, and those before are done with
+        calls = ways(denoise, schedule, ts, x, given, DTYPES[dtype])
+        found = in_turns({name: lambda call=call: call(x) for name, call in calls.items()}, given.repetitions, device)
+        moved = traffic(net, x, every_t, labels, dtype=DTYPES[dtype] or torch.float32) * given.steps
+        theirs = found.get(DIFFUSERS, {"quartiles": [None] * 3})["quartiles"][1]
+        for name, row in found.items():
+            low, seconds, high = row["quartiles"]
+            apart = (calls[name](x) - exact).square().mean().sqrt() / exact.std()
+            rows.append(
+                {
+                    "images": images,
+                    "dtype": dtype,
+                    "way": name,
+                    "seconds": round(seconds, 6),
+                    "quartiles": [round(low, 6), round(high, 6)],
+                    "first_call": round(row["first_call"], 3),
+                    "images_per_second": round(images / seconds, 3),
+                    "times_diffusers": None if theirs is None else round(theirs / seconds, 3),
+                    "flops_share": round(work / seconds / best[dtype]["flops_per_second"], 4),
+                    "bytes_share": round(moved / seconds / best[dtype]["bytes_per_second"], 4),
+                    "difference": round(apart.item(), 7),
+                }
+            )
     return rows
 
 
-def ways(denoise, schedule, ts, x, given) -> dict:
-    """Functions of the starting noise, by name."""
-    device, autocast, shape = x.device, DTYPES[given.dtype], tuple(x.shape)
+def ways(denoise, schedule, ts, x, given, autocast) -> dict:
+    """Functions of the starting noise, by name; each makes what it needs at its first call."""
+    device, shape = x.device, tuple(x.shape)
     found = {}
     if importlib.util.find_spec("diffusers"):
-        found[DIFFUSERS] = diffusers_loop(denoise.net, denoise.cond, given.steps, autocast)
+        about = denoise.cond, given.steps, autocast
+        found[DIFFUSERS] = made_at_first(lambda: diffusers_loop(denoise.net, *about))
         if given.compile:
-            compiled = torch.compile(denoise.net, dynamic=False)
-            found["diffusers, network compiled"] = diffusers_loop(compiled, denoise.cond, given.steps, autocast)
+            found["diffusers, network compiled"] = made_at_first(
+                lambda: diffusers_loop(torch.compile(denoise.net, dynamic=False), *about)
+            )
 
     def plain(x):
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             return sample(denoise, schedule, x, ts)
 
     found["plain loop"] = plain
-    about = {"device": device, "autocast": autocast}
+
+    def ours(**how):
+        return gpu.compile_sampler(ddim, denoise, schedule, ts, shape, device=device, autocast=autocast, **how)
+
     if device.type == "cuda":
-        found["graph"] = gpu.compile_sampler(ddim, denoise, schedule, ts, shape, **about)
+        found["graph"] = made_at_first(ours)
     if given.compile:
-        name = "compiled, graph" if device.type == "cuda" else "compiled"
-        found[name] = gpu.compile_sampler(ddim, denoise, schedule, ts, shape, compile=True, **about)
+        found["compiled, graph" if device.type == "cuda" else "compiled"] = made_at_first(lambda: ours(compile=True))
     return found
+
+
+def made_at_first(make):
+    """A function that makes what it calls when it is first called, so that the making is timed with that call."""
+    made = functools.cache(make)
+    return lambda x: made()(x)
 
 
 def diffusers_loop(net, labels, steps, autocast):
@@ -150,43 +165,40 @@ def diffusers_loop(net, labels, steps, autocast):
 
 def described(net, rows, best, given, seconds):
     """The rows with all that a reader must know of them."""
-    found = provenance(seconds, gpu.device())
-    if importlib.util.find_spec("diffusers"):
-        import diffusers
-
-        found["versions"]["diffusers"] = diffusers.__version__
     return {
         "name": "sampling",
         "question": "How fast is a walk, way by way, and how far is that from what the machine can do?",
         "command": f"python -m companion.bench sampling --images {' '.join(map(str, given.images))} "
         f"--steps {given.steps} --repetitions {given.repetitions} --width {given.width} --patch {given.patch} "
-        f"--dtype {given.dtype}" + ("" if given.compile else " --no-compile"),
+        f"--dtype {' '.join(given.dtype)}" + ("" if given.compile else " --no-compile"),
         "protocol": {
             "network": f"the U-Net of the recipe mnist, width {given.width}, patches of {given.patch}, weights drawn; "
             f"{parameters(net):,} parameters; 32×32 images, a class each",
             "walk": f"{given.steps} steps of DDIM, DDPM's linear table of 1000, trailing",
-            "precision": f"the network in {given.dtype} by autocast, the walk in float32",
+            "precision": f"the network in {' and in '.join(given.dtype)}, by autocast where it is not float32; the "
+            "walk in float32",
             "timing": f"{given.repetitions} walks of each way, in turns, after two that make ready and warm up",
             "diffusers": "DDIMScheduler.step around the same network, as DDIMPipeline has it, no progress bar",
         },
         "quantities": QUANTITIES,
-        "peak": {key: float(f"{value:.4g}") for key, value in best.items()},
+        "peak": {dtype: {key: float(f"{value:.4g}") for key, value in of.items()} for dtype, of in best.items()},
         "rows": rows,
-        **found,
+        **provenance(seconds, gpu.device(), peers=("diffusers",)),
     }
 
 
 def table(result: dict) -> str:
-    """A row per number of images and way."""
+    """A row per number of images, precision and way."""
     lines = [
-        f"{'images':>6} {'':28} {'ms':>10} {'quartiles':>17} {'× diffusers':>11} "
+        f"{'images':>6} {'':8} {'':28} {'ms':>10} {'quartiles':>17} {'× diffusers':>11} "
         f"{'FLOPs':>6} {'bytes':>6} {'differs':>8}"
     ]
     for row in result["rows"]:
         low, high = (1e3 * value for value in row["quartiles"])
         faster = "" if row["times_diffusers"] is None else f"{row['times_diffusers']:.2f}"
         lines.append(
-            f"{row['images']:6d} {row['way']:28} {1e3 * row['seconds']:10.2f} {low:8.1f}–{high:<8.1f} {faster:>11} "
-            f"{row['flops_share']:6.1%} {row['bytes_share']:6.1%} {row['difference']:8.1e}"
+            f"{row['images']:6d} {row['dtype']:8} {row['way']:28} {1e3 * row['seconds']:10.2f} "
+            f"{low:8.1f}–{high:<8.1f} {faster:>11} {row['flops_share']:6.1%} {row['bytes_share']:6.1%} "
+            f"{row['difference']:8.1e}"
         )
     return "\n".join(lines)

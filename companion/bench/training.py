@@ -14,8 +14,8 @@ import torch
 from companion import _checks as check
 from companion import bench, gpu, zoo
 from companion.bench._stored import provenance, write
-from companion.bench._timing import in_turns, network, peaks
 from companion.bench.sampling import DTYPES
+from companion.bench.timing import in_turns, network, peaks
 from companion.denoisers import Denoiser
 from companion.nets.count import flops, parameters
 from companion.schedules import CosineVP

@@ -1,10 +1,11 @@
-"""How long a call takes, and how long it could not be shorter than: medians taken in turns, and a machine's peaks."""
+"""How long a call takes, on what, and what it cannot go below: medians taken in turns, a trace, a machine's peaks."""
 
 import statistics
 import time
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from companion import gpu
 
@@ -44,15 +45,44 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
 
 
+def by_kind(run, device, kinds: dict[str, tuple[str, ...]]) -> dict[str, float]:
+    """Seconds of one call of ``run``, after one to warm up, by kind of operation, as ``torch.profiler`` saw them.
+
+    ``kinds`` holds, by kind, parts of operations' names: an operation's own time goes to the first kind that has a part
+    in its name, else to ``"element by element"``. ``"Python, waiting"`` is what no operation accounts for. On a GPU an
+    operation's time is the device's. The profiler's own messages stop where KINETO_LOG_LEVEL is set before torch is
+    imported.
+    """
+    on_gpu = device.type == "cuda"
+    run()
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as trace:
+        whole = seconds(run, device)
+    found = dict.fromkeys([*kinds, "element by element"], 0.0)
+    for event in trace.key_averages():
+        if event.device_type == torch.autograd.DeviceType.CPU:  # kernels stand there again by themselves
+            kind = next((k for k, parts in kinds.items() if any(p in event.key for p in parts)), "element by element")
+            found[kind] += 1e-6 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+    return found | {"Python, waiting": max(0.0, whole - sum(found.values()))}
+
+
 def peaks(device, dtype: torch.dtype, *, size: int | None = None, repetitions: int = 5) -> dict:
-    """The device's best: the FLOP/s of a large matrix product in ``dtype``, and bytes/s of a large copy."""
+    """The device's best: the FLOP/s of a large matrix product in ``dtype``, and bytes/s of a large copy.
+
+    Where convolutions in float32 may round their inputs to TF32, as PyTorch lets them on a GPU unless it is told
+    otherwise, this product may as well: a network of convolutions is not held against slower arithmetic than its own.
+    """
     size = size or (8192 if device.type == "cuda" else 1024)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     there = torch.empty_like(source := torch.empty(16 * size * size, dtype=torch.uint8, device=device))
     calls = {"product": lambda: a @ b, "copy": lambda: there.copy_(source)}
-    for call in calls.values():
-        call()
-    best = {name: min(seconds(call, device) for _ in range(repetitions)) for name, call in calls.items()}
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    products.allow_tf32 = before or torch.backends.cudnn.allow_tf32
+    try:
+        for call in calls.values():
+            call()
+        best = {name: min(seconds(call, device) for _ in range(repetitions)) for name, call in calls.items()}
+    finally:
+        products.allow_tf32 = before
     return {"flops_per_second": 2 * size**3 / best["product"], "bytes_per_second": 2 * source.numel() / best["copy"]}
 
 
@@ -84,5 +114,7 @@ def network(width: int, patch: int, *, seed: int = 0) -> nn.Module:
 
     torch.manual_seed(seed)
     net = UNet(1, width, (1, 2) if patch == 2 else (1, 2, 2), classes=10, patch=patch, time_scale=1.0)
-    nn.init.normal_(net.out.weight, std=0.02)  # zero at first, which would hide what differs
+    for weights in net.parameters():
+        if weights.ndim > 1 and not weights.any():
+            nn.init.normal_(weights, std=0.02)  # zero at first, which would hide what differs
     return net.eval().to(gpu.device())
