@@ -12,7 +12,7 @@ from companion.processes import world
 from companion.training import EMA, train
 
 
-def options(name: str, text: str, steps: int, *, folder=zoo.FOLDER) -> argparse.ArgumentParser:
+def options(name: str, text: str, steps: int | None, *, folder=zoo.FOLDER) -> argparse.ArgumentParser:
     """A parser of what every recipe takes: steps, seed, and where the model goes under which name."""
     found = argparse.ArgumentParser(
         prog=f"companion.train {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter

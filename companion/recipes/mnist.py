@@ -41,7 +41,11 @@ def main(arguments):
 
 def conditional(name, text, steps):
     """The options of a recipe whose model knows the class, those of its measurement among them."""
-    options = parser(name, text, steps)
+    return measured(parser(name, text, steps))
+
+
+def measured(options):
+    """The options with those of the measurement."""
     options.add_argument("--samples", type=int, default=10000, help="how many to measure, 20 to 10,000")
     options.add_argument("--evaluations", type=int, nargs="+", default=[50], help="of the network per sample")
     return options
@@ -127,9 +131,7 @@ def distance_to(images, known):
 
 def parser(name, text, steps):
     """The options of a recipe that trains a U-Net on MNIST."""
-    options = recipes.denoising(name, text, steps)
-    options.add_argument("--width", type=int, default=32, help="channels of the network at full resolution")
-    options.add_argument("--patch", type=int, default=2, choices=(1, 2), help="1: no patches, and one level more")
+    options = sizes(recipes.denoising(name, text, steps))
     options.add_argument("--grids", type=zoo.Path, help="a folder for a picture of samples every thousand steps")
     options.add_argument("--from-weights", type=zoo.Path, help="measure these averaged weights (.pt) and train nothing")
     options.add_argument("--seconds", type=float, help="with --from-weights: what their training took")
@@ -137,11 +139,24 @@ def parser(name, text, steps):
     return options
 
 
+def sizes(options, *, width=32, patch=2):
+    """The options with those of the network's size."""
+    options.add_argument("--width", type=int, default=width, help="channels of the network at full resolution")
+    options.add_argument("--patch", type=int, default=patch, choices=(1, 2), help="1: no patches, and one level more")
+    return options
+
+
 def read(options, arguments):
     """The options given; weights that come ready must say how they came to be."""
-    given = options.parse_args(arguments)
+    given = parsed(options, arguments)
     if len({value is None for value in (given.from_weights, given.seconds, given.hardware)}) > 1:
         options.error("--from-weights, --seconds and --hardware go together")
+    return given
+
+
+def parsed(options, arguments):
+    """The options given; no more samples than there are images to compare with."""
+    given = options.parse_args(arguments)
     if not 20 <= getattr(given, "samples", 20) <= 10000:
         options.error(f"--samples must lie between 20 and 10000; got {given.samples}")
     return given
@@ -193,5 +208,5 @@ def write(model, given, options, description, about):
         "batch": given.batch,
         **about,
     }
-    card |= {key: value for key in ("hardware", "remark") if (value := getattr(given, key))}
+    card |= {key: value for key in ("hardware", "remark") if (value := getattr(given, key, None))}
     zoo.save(given.name, model.net, card, given.out)
