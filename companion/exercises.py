@@ -799,3 +799,122 @@ def _walk(x0, eps, bins):
         groups = np.split(np.argsort(x, kind="stable"), bins)
         z = z - 0.02 * np.interp(z, [x[g].mean() for g in groups], [(pairs[1] - pairs[0])[g].mean() for g in groups])
     return torch.from_numpy(z)
+
+
+# ---- chapter 18 ----------------------------------------------------------------------------------------------------
+
+
+def _18_1(answer):
+    """Two parts of a second, sped up apart, by adding up what a thousand operations take."""
+    for phi, r, r2 in [(0.3, 4.0, 1.2), (0.75, 2.0, 1.0), (0.1, 10.0, 3.0)]:
+        count = round(1000 * phi)
+        spent = sum([1 / r] * count + [1 / r2] * (1000 - count))
+        _same(
+            answer(phi, r, r2),
+            torch.tensor(1000 / spent, dtype=torch.float64),
+            f"phi = {phi}, r = {r}, r2 = {r2}",
+            1e-6,
+        )
+
+
+def _18_2(answer):
+    """The rows at which arithmetic overtakes moving, by bisection on the roof."""
+
+    def ahead(n, C, C_out, R, R_bytes, size):
+        return 2 * C * C_out * n / R - size * (C * n + C_out * n + C * C_out) / R_bytes
+
+    for case in [
+        (256, 512, 6e13, 2e12, 2),
+        (64, 64, 1e11, 4e10, 4),
+        (1024, 1024, 1e12, 1e12, 4),
+        (32, 32, 1e14, 1e11, 4),
+    ]:
+        low, high = 0.0, 1e9
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (low, middle) if ahead(middle, *case) > 0 else (middle, high)
+        wanted = math.inf if ahead(1e9, *case) < 0 else high
+        found = float(answer(*case))
+        if math.isinf(wanted) or math.isinf(found):
+            if found != wanted:
+                raise AssertionError(
+                    f"C = {case[0]}, C_out = {case[1]}: off by infinity, for whether there is such a number"
+                )
+            continue
+        _same(found / wanted, torch.ones((), dtype=torch.float64), f"C = {case[0]}, C_out = {case[1]}", 1e-6)
+
+
+def _18_3(answer):
+    """A queue with places, by small steps of time."""
+    generator = torch.Generator().manual_seed(0)
+    for depth in (1, 2, 5, 100):
+        kernels = (torch.rand(12, generator=generator) * 30).round().int().add(1).tolist()
+        clock, launch = 0, 10  # whole ticks
+        waiting, left, sent, done, begun = [], 0, 0, 0, 0
+        while done < len(kernels):
+            if sent < len(kernels) and clock - begun >= launch and sent - done < depth:
+                waiting.append(kernels[sent])
+                sent, begun = sent + 1, clock
+            if left == 0 and waiting:
+                left = waiting.pop(0)
+            clock += 1
+            if left:
+                left -= 1
+                done += left == 0
+        _same(answer(launch, kernels, depth), torch.tensor(float(clock), dtype=torch.float64), f"depth {depth}", 1e-9)
+
+
+def _18_4(answer):
+    """Just above the limit an average in bfloat16 or float16 stands still, just below it moves."""
+    generator = torch.Generator().manual_seed(0)
+    for kind, bits in ((torch.bfloat16, 8), (torch.float16, 11)):
+        average = (0.1 + 20 * torch.rand(200, generator=generator)).to(kind).double()
+        theta = average * (1.1 + torch.rand(200, generator=generator).double())
+        limit = torch.as_tensor(answer(average, theta, bits), dtype=torch.float64)
+        if limit.shape != average.shape:
+            raise AssertionError(f"the answer should have shape {tuple(average.shape)}, it has {tuple(limit.shape)}")
+        for decay, moves in ((limit - 1e-6, True), (limit + 1e-6, False)):
+            moved = (average + (1 - decay) * (theta - average)).to(kind).double() != average
+            if not (moved == moves).all():
+                side, verb = ("below", "move") if moves else ("above", "stand still")
+                raise AssertionError(
+                    f"{bits} bits: the limit is off by 1e-6 or more: just {side} it the average should {verb}"
+                )
+
+
+def _18_5(answer):
+    """Two halves of a softmax put together, against the whole."""
+    generator = torch.Generator().manual_seed(0)
+    a = 200 * torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    v = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+
+    def part(a, v):
+        m = a.max(1, keepdim=True).values
+        return m, torch.exp(a - m).sum(1, keepdim=True), torch.exp(a - m) @ v
+
+    found = answer(*part(a[:, :5], v[:5]), *part(a[:, 5:], v[5:]))
+    for name, mine, wanted in zip(("m", "Z", "y"), found, part(a, v), strict=True):
+        _same(mine, wanted, name, 1e-9)
+
+
+def _18_6(answer):
+    """The sums, and what every process sends, and to whom."""
+    generator = torch.Generator().manual_seed(0)
+    for M in (2, 3, 5):
+        vectors = [torch.randn(6 * M, generator=generator, dtype=torch.float64) for _ in range(M)]
+        sent = [0] * M
+
+        def send(values, i, j, sent=sent, M=M):
+            if j != (i + 1) % M:
+                raise AssertionError(f"{M} processes: {i} sends to {j}, which is not the next one")
+            sent[i] += torch.as_tensor(values).numel()
+            return torch.as_tensor(values).clone()
+
+        found = answer([v.clone() for v in vectors], send)
+        wanted: Tensor = torch.stack(vectors).sum(0)
+        if len(found) != M:
+            raise AssertionError(f"there should be {M} sums, there are {len(found)}")
+        for j, mine in enumerate(found):
+            _same(mine, wanted, f"{M} processes, the sum of process {j}", 1e-9)
+        if not 0 < max(sent) <= 12 * (M - 1):
+            raise AssertionError(f"{M} processes: what one sends is off by {max(sent) - 12 * (M - 1)} numbers")

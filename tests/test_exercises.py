@@ -117,6 +117,34 @@ def _lloyd(z, entries, idle):
     return entries
 
 
+def _queue(launch, kernels, depth, *, ahead):
+    """A queue whose host waits for the wrong kernel."""
+    done, sent = [], 0.0
+    for i, length in enumerate(kernels):
+        sent = sent + launch
+        if i >= depth + ahead >= 0:
+            sent = max(sent, done[i - depth - ahead])
+        done.append(max(sent, done[-1] if done else 0.0) + length)
+    return done[-1]
+
+
+def _round_the_ring(vectors, send, *, whole):
+    """A ring that sends whole vectors, or one that stops when each has its piece."""
+    M = len(vectors)
+    if whole:
+        sums, passing = [v.clone() for v in vectors], [v.clone() for v in vectors]
+        for _ in range(M - 1):
+            passing = [send(passing[j - 1], (j - 1) % M, j) for j in range(M)]
+            sums = [a + b for a, b in zip(sums, passing, strict=True)]
+        return sums
+    pieces = [list(v.clone().chunk(M)) for v in vectors]
+    for step in range(M - 1):
+        got = [send(pieces[j][(j - step) % M], j, (j + 1) % M) for j in range(M)]
+        for j in range(M):
+            pieces[j][(j - 1 - step) % M] = pieces[j][(j - 1 - step) % M] + got[(j - 1) % M]
+    return [torch.cat(p) for p in pieces]
+
+
 WRONG = {
     "1.1": [1.0, 1 / math.sqrt(2)],
     "1.2": [lambda t: 1 / torch.tan(torch.pi * t / 2), lambda t: torch.tan(torch.pi * t / 2) ** 2],
@@ -287,6 +315,33 @@ WRONG = {
         lambda x0, eps, bins: (x0, eps),
         lambda x0, eps, bins: (x0.sort().values, eps),
         lambda x0, eps, bins: (x0.sort().values[eps.argsort().argsort()], eps),
+    ],
+    "18.1": [lambda phi, r, r2: phi * r + (1 - phi) * r2, lambda phi, r, r2: 1 / (phi / r + 1 - phi) * r2],
+    "18.2": [
+        lambda C, C_out, R, R_bytes, size: size * R / R_bytes / 2,
+        lambda C, C_out, R, R_bytes, size: (
+            size * C * C_out / R_bytes / (2 * C * C_out / R - size * (C + C_out) / R_bytes)
+        ),
+    ],
+    "18.3": [
+        lambda launch, kernels, depth: max(j * launch + sum(kernels[j - 1 :]) for j in range(1, len(kernels) + 1)),
+        lambda launch, kernels, depth: _queue(launch, kernels, depth, ahead=1),
+    ],
+    "18.4": [
+        lambda average, theta, bits: 1 - 2.0 ** (torch.frexp(average).exponent - bits) / (theta - average),
+        lambda average, theta, bits: 1 - average * 2.0**-bits / (theta - average),
+    ],
+    "18.5": [
+        lambda m1, Z1, y1, m2, Z2, y2: (torch.maximum(m1, m2), Z1 + Z2, y1 + y2),
+        lambda m1, Z1, y1, m2, Z2, y2: (
+            torch.maximum(m1, m2),
+            Z1 * torch.exp(m1 - torch.maximum(m1, m2)) + Z2 * torch.exp(m2 - torch.maximum(m1, m2)),
+            y1 + y2,
+        ),
+    ],
+    "18.6": [
+        lambda vectors, send: _round_the_ring(vectors, send, whole=True),
+        lambda vectors, send: _round_the_ring(vectors, send, whole=False),
     ],
     "2.7": [lambda L: (1 + L) ** -0.5, lambda L: (1 + 2 * L) / (1 + L) ** 2],
 }
