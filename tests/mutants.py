@@ -1330,14 +1330,8 @@ GROUPS = [
     ),
     (
         "schedules.py",
-        ["test_gpu.py::test_a_denoiser_is_one_piece_to_the_compiler"],
-        [
-            (
-                "F.embedding(left, self._on[t.device])",
-                "self._on[t.device][left]",
-                "a table that asks the host for its entry",
-            )
-        ],
+        ["test_gpu.py::test_nothing_asks_the_device_for_a_number"],
+        [("= time * self._first", "= time.item() * self._first", "a table that asks the host for the time")],
     ),
     (
         "gpu.py",

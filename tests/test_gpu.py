@@ -14,6 +14,7 @@ from companion.denoisers import ClassifierGuided, Clipped, Denoiser, Guided, Thr
 from companion.losses import simple_loss
 from companion.nets import Classifier, DiT, UNet
 from companion.samplers import (
+    ancestral,
     annealed_langevin,
     ddim,
     dpm_solver_2s,
@@ -126,6 +127,42 @@ def test_a_transformer_and_a_unet_with_attention_are_captured_too(device):
         run = gpu.compile_sampler(ddim, denoise, schedule, ts, (4, 1, 8, 8), device=device)
         x = start(schedule, ts, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(device)
         torch.testing.assert_close(run(x), sample(denoise, schedule, x, ts), atol=1e-4, rtol=1e-4)
+
+
+WALKS = [ancestral, ddim, dpm_solver_2s, dpm_solver_3s, dpm_solver_3m, dpmpp_2m, dpmpp_2m_sde, edm, euler_maruyama]
+WALKS += [annealed_langevin, heun, plms, predictor_corrector, unipc]
+
+
+class Still(torch.nn.Module):
+    """A network of one operator, told the class."""
+
+    classes = 3
+
+    def forward(self, x, t, y=None):
+        return x * t[:, None, None, None]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=lambda schedule: type(schedule).__name__)
+def test_nothing_asks_the_device_for_a_number(schedule):
+    """On a device that has none: tensors of "meta" know their shapes, and whoever asks for a value is refused."""
+    model, label = Denoiser(Still(), schedule, "v"), torch.tensor([2, 0], device="meta")
+    x, t = (torch.empty(shape, device="meta") for shape in ((2, 1, 4, 4), ()))
+    guided = Guided(model, label, 4.0, interval=(0.2, 0.8), rescale=0.7)
+    for denoise in (model, Guided(model, label, 4.0), guided, Clipped(guided), Thresholded(guided)):
+        assert denoise(x, t).shape == denoise(x, t.expand(2)).shape == x.shape
+    ts = S.linspace(schedule, 4, t_start=0.9 * schedule.t_max, t_end=schedule.t_min + 0.02 * schedule.t_max)
+    for sampler in WALKS:
+        assert sample(model, schedule, x, ts, sampler=sampler).shape == x.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        sample(lambda x, t: model(x, t) if t.item() > 0 else x, schedule, x, ts)
+
+
+def test_no_network_asks_the_device_for_a_number():
+    with torch.device("meta"):
+        nets = UNet(1, 8, (1, 2), classes=3, attention=(0,)), DiT(1, 8, 2, width=32, depth=1, classes=3)
+        x, t, label = torch.empty(2, 1, 8, 8), torch.ones(2), torch.tensor([2, 0])
+    for net in nets:
+        assert net.eval()(x, t, label).shape == x.shape
 
 
 unchecked = pytest.mark.skipif(

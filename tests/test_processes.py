@@ -16,19 +16,19 @@ STEPS, CUT = 7, 6  # a checkpoint is written at step 5
 def found(tmp_path_factory):
     """What one, two and four processes make of the same training, whole, and cut by two to be taken up by others."""
     folder = tmp_path_factory.mktemp("processes")
-    several(folder, STEPS, name="alone")
+    several(folder, STEPS, name="alone", measured=6)
     parts, file = str(folder / "parts"), str(folder / "file.pt")
     cut = {"steps": STEPS, "stop": CUT}
     numbers = ("one", "two", "four")
     two = [
-        {"steps": STEPS, "name": "two", "shard": True},
+        {"steps": STEPS, "name": "two", "shard": True, "measured": 6},
         {**cut, "name": "cut", "checkpoint": parts, "shard": True, "copies": numbers},
         {**cut, "name": "cut file", "checkpoint": file, "copies": numbers},
         {"steps": STEPS, "name": "two again", "checkpoint": f"{parts} two", "shard": True},
     ]
     four = [
         {"steps": STEPS, "name": "four", "shard": True},
-        {"steps": STEPS, "name": "four, copies"},
+        {"steps": STEPS, "name": "four, copies", "measured": 6},
         {"steps": STEPS, "name": "four again", "checkpoint": f"{parts} four", "shard": True},
         {"steps": STEPS, "name": "four again, file", "checkpoint": f"{file} four"},
     ]
@@ -89,6 +89,14 @@ def test_jobs_are_spread_and_come_back_in_order(found, name):
     """Five of them, each process some; all as one process does them."""
     alone, other = (torch.stack(torch.load(found / run)["spread"]) for run in ("alone", name))
     assert torch.equal(alone, other) and len(alone.unique()) == 10
+
+
+@pytest.mark.parametrize("name", ["two", "four, copies"])
+def test_figures_of_images_that_several_read_are_those_of_one(found, name):
+    """Six images at a time, so that four processes read parts of unequal length."""
+    alone, other = (torch.load(found / run)["measured"] for run in ("alone", name))
+    assert alone == other and len(alone) == 3
+    assert len({tuple(figures.values()) for figures in alone.values()}) == 3
 
 
 @pytest.mark.parametrize("name", ["two", "four"])

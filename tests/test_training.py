@@ -25,6 +25,7 @@ from companion.denoisers import Denoiser
 from companion.losses import flow_matching_loss, hybrid_loss, simple_loss
 from companion.nets import MLP, UNet
 from companion.processes import rank
+from companion.recipes import mnist
 from companion.samplers import dpmpp_2m, sample, start
 from companion.toy import GaussianMixture
 from companion.training import EMA, Progress, budget, sample_grid, save_grid, train
@@ -327,7 +328,7 @@ def summed(model):
     return model
 
 
-def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, shard=False, copies=()):
+def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, shard=False, copies=(), measured=False):
     """Train on digits in as many processes as torchrun started; rank 0 writes the weights, and copies the checkpoint.
 
     In float64, as AdamW makes a whole step of a gradient that is nothing but rounding: a bias that is normalised away
@@ -368,11 +369,22 @@ def several(folder, steps, wrong="", name="out", checkpoint=None, stop=None, sha
     picture = sample_grid(drawn, f"{folder}/{name}.png", shape=(2, 1, 8, 8), ts=S.linspace(drawn.schedule, 3))
     state["picture"] = picture.read_bytes() if rank() == 0 else None
     state["held"] = sum(processes.local(p).numel() for p in (*model.parameters(), *ema.model.parameters()))
+    state["measured"] = measure(measured) if measured else None
     if rank() == 0:
         torch.save(state, f"{folder}/{name}")
         for copied in copies:
             (shutil.copytree if os.path.isdir(checkpoint) else shutil.copy)(checkpoint, f"{checkpoint} {copied}")
     processes.mean(torch.zeros(()))  # and nobody goes on before
+
+
+def measure(count):
+    """The figures that a recipe for MNIST puts on a card, of images that are noise, read a few at a time."""
+    noise = torch.Generator().manual_seed(0)
+    sets = {split: torch.rand(n, 1, 32, 32, generator=noise) * 2 - 1 for split, n in (("train", 10020), ("test", 20))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "mnist", lambda split: (sets[split], torch.arange(len(sets[split])) % 10))
+        patch.setattr(mnist, "READ", count)
+        return mnist.measure({50: sets["train"][500:520].flip(0)}, 20)
 
 
 LAUNCH = textwrap.dedent("""

@@ -27,6 +27,7 @@ MODEL = {
     "kind": "v",
 }
 IMAGES = 40000  # the classifier was trained on the other 20,000
+READ = 500  # images at a time
 BATCH = 250  # samples drawn at a time, of every class as many
 
 
@@ -58,6 +59,7 @@ def finish(model, given, options, description, seconds, words, **about):
         picture = given.out / f"{given.name}.webp"
         sample_grid(model, picture, shape=(100, 1, 32, 32), ts=ts, seed=given.seed, cond=rows, columns=10)
         drawn = {n: draw(model, given.samples, n, given.seed + 1) for n in given.evaluations}
+    figures = measure(drawn, given.samples)
     if rank():
         return
     card = {
@@ -67,7 +69,7 @@ def finish(model, given, options, description, seconds, words, **about):
         "seconds": round(seconds),
         "grid": "A hundred samples, ten of each class: a row of zeros at the top, a row of nines at the bottom; "
         "50 evaluations by DDIM, no guidance.",
-        "metrics": measure(drawn, given.samples),
+        "metrics": figures,
     }
     write(model, given, options, description, card | about)
 
@@ -87,7 +89,10 @@ def draw(model, count, evaluations, seed):
 
 @torch.no_grad()
 def measure(drawn, count):
-    """How good samples are, each figure beside what as many real images give that no model was trained on."""
+    """How good samples are, each figure beside what as many real images give that no model was trained on.
+
+    Every process reads its share of the images, and all have the figures: those of one process, bit for bit.
+    """
     device = gpu.device()
     reader = zoo.load("mnist_classifier", device=device)
     train, test = ([part.to(device) for part in data.mnist(split)] for split in ("train", "test"))
@@ -97,13 +102,13 @@ def measure(drawn, count):
     sets[other] = [part[10000 : 10000 + count] for part in train]
 
     def features(images):
-        return torch.cat([reader.features(part) for part in images.split(500)])
+        return spread(reader.features, images)
 
     reference = features(train[0][:count])
     floor = metrics.frechet_distance(features(sets[other][0]), reference).item()
     found = {}
     for name, (images, labels) in sets.items():
-        mine = features(images.to(device))
+        mine = features(images)
         precision, recall = metrics.precision_recall(reference, mine)
         distance = metrics.frechet_distance(mine, reference).item()
         right = (reader.decide(mine).argmax(1) == labels.to(device)).double().mean().item()
@@ -115,7 +120,7 @@ def measure(drawn, count):
             f"recall of {known} (k = 3)": round(recall, 4),
         }
         if name != other:  # those lie among the 40,000
-            apart = round(distance_to(images.to(device), train[0][:IMAGES]), 3)
+            apart = round(distance_to(images, train[0][:IMAGES]), 3)
             found[name][f"median distance in pixels to the nearest of {IMAGES:,} training images"] = apart
     return found
 
@@ -123,7 +128,13 @@ def measure(drawn, count):
 def distance_to(images, known):
     """The median over the images of the Euclidean distance to the nearest known one, pixels in [-1, 1]."""
     known = known.flatten(1)
-    return torch.cat([torch.cdist(x, known).min(1).values for x in images.flatten(1).split(500)]).median().item()
+    return spread(lambda x: torch.cdist(x.flatten(1), known).min(1).values, images).median().item()
+
+
+def spread(function, images):
+    """``function`` of all the images, so many at a time, every process some; on the device, in every process."""
+    device = gpu.device()
+    return torch.cat(processes.spread(lambda x: function(x.to(device)).cpu(), list(images.split(READ)))).to(device)
 
 
 # ---- what the recipes for MNIST share -------------------------------------------------------------------------------
