@@ -1,11 +1,13 @@
-"""What the unit tests share: the schedules under test, the mixture, one thread, a fixed seed."""
+"""What the unit tests share: the schedules under test, the mixture, a few images, one thread, a fixed seed."""
 
 import contextlib
+import os
 import re
 
 import pytest
 import torch
 
+from companion import data
 from companion import schedules as S
 from companion.toy import GaussianMixture
 
@@ -45,6 +47,22 @@ SCHEDULES = {
 
 
 NOT_PRESERVING = {"sub-vp", "ve", "flow"}  # alpha² + sigma² is not 1
+
+
+needs_mnist = pytest.mark.skipif(
+    "COMPANION_DATA" not in os.environ, reason="COMPANION_DATA names no folder with mnist/"
+)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The first images of each split, which is enough for short runs of the recipes."""
+    whole = data.mnist
+
+    def first(split="train", **options):
+        return tuple(part[: {"train": 11000, "test": 40}[split]] for part in whole(split, **options))
+
+    monkeypatch.setattr(data, "mnist", first)
 
 
 @pytest.fixture(autouse=True)

@@ -2,28 +2,18 @@
 
 import argparse
 import math
-import os
 
 import pytest
 import torch
+from conftest import needs_mnist
 
-from companion import data, gpu, zoo
+from companion import gpu, zoo
 from companion.recipes import mnist, mnist_minute
-
-needs_mnist = pytest.mark.skipif(
-    "COMPANION_DATA" not in os.environ, reason="COMPANION_DATA names no folder with mnist/"
-)
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """The first images of each split, and few steps to time."""
-    whole = data.mnist
-
-    def first(split="train", **options):
-        return tuple(part[: {"train": 11000, "test": 40}[split]] for part in whole(split, **options))
-
-    monkeypatch.setattr(data, "mnist", first)
+def quick(few, monkeypatch):
+    """Few images, and few steps to time."""
     monkeypatch.setattr(mnist_minute, "TIMED", 20)
 
 
@@ -31,13 +21,13 @@ SMALL = "--width 8 --patch 2 --batch 4 --no-bf16 --no-compile --samples 20 --eva
 
 
 @needs_mnist
-def test_a_second(tmp_path, monkeypatch, few):
+def test_a_second(tmp_path, monkeypatch, quick):
     mnist_minute.main([*SMALL, "--seconds", "1", "--out", str(tmp_path), "--name", "small"])
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     model, card = zoo.load("small"), zoo.card("small")
     assert model.kind == "v" and model.net.classes == 10 and (tmp_path / "small.webp").stat().st_size > 0
     steps = card["steps"]
-    assert steps > 5 and 0.2 < card["took"]["seconds"] < 4  # others may be at work on the same cores
+    assert steps > 5 and 0.2 < card["took"]["seconds"] < 10  # others may be at work on the same cores
     assert card["took"]["images"] == 4 * steps and card["took"]["seconds to make ready"] > 0
     assert card["took"]["images per second"] == pytest.approx(4 * steps / card["took"]["seconds"], rel=0.1)
     assert card["seconds"] == round(card["took"]["seconds"]) and card["hardware"] and card["batch"] == 4

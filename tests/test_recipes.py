@@ -1,30 +1,15 @@
 """The recipes for MNIST: short runs end in a model, a card and a picture that fit; figures stand in their places."""
 
 import json
-import os
 
 import pytest
 import torch
+from conftest import needs_mnist
 
-from companion import data, nets, recipes, samplers, zoo
+from companion import nets, recipes, samplers, zoo
 from companion.denoisers import Denoiser
 from companion.recipes import mnist, mnist_flow, mnist_likelihood, mnist_noisy_classifier, mnist_reflow
 from companion.schedules import LinearLogSNR, RectifiedFlow, linspace
-
-needs_mnist = pytest.mark.skipif(
-    "COMPANION_DATA" not in os.environ, reason="COMPANION_DATA names no folder with mnist/"
-)
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """The first images of each split, which is enough for runs this short."""
-    whole = data.mnist
-
-    def first(split="train", **options):
-        return tuple(part[: {"train": 11000, "test": 40}[split]] for part in whole(split, **options))
-
-    monkeypatch.setattr(data, "mnist", first)
 
 
 def written(folder, name, monkeypatch):
