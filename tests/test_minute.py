@@ -14,7 +14,7 @@ from companion.recipes import mnist, mnist_minute
 @pytest.fixture
 def quick(few, monkeypatch):
     """Few images, and few steps to time."""
-    monkeypatch.setattr(mnist_minute, "TIMED", 20)
+    monkeypatch.setattr(mnist_minute, "TIMED", 4)
 
 
 SMALL = "--width 8 --patch 2 --batch 4 --no-bf16 --no-compile --samples 20 --evaluations 2".split()

@@ -12,6 +12,7 @@ Data, network, measurement and card are those of ``mnist``.
 
 import argparse
 import math
+import statistics
 import time
 
 import torch
@@ -25,7 +26,7 @@ from companion.recipes.mnist import IMAGES, MODEL
 from companion.times import logit_normal
 from companion.training import EMA
 
-TIMED = 50  # steps, after those that compile and record
+TURNS, TIMED = 5, 10  # turns of so many steps, after those that compile and record
 MARGIN = 0.97  # of the steps that the seconds would hold: a GPU slows down as it warms
 
 # What differs from ``mnist``, tried on a CPU one after the other: width 16, patches of 2, 2,400 steps of batch 64, one
@@ -112,17 +113,19 @@ def rehearse(step, ema):
     for _ in range(WARM_UP + 1):  # the last one records
         loss, _ = step(0.0)
     loss.item()  # waits for the device
-    began = time.perf_counter()
-    for _ in range(TIMED):
-        loss, _ = step(0.0)
-    loss.item()
-    seconds = (time.perf_counter() - began) / TIMED
+    taken = []
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        for _ in range(TIMED):
+            loss, _ = step(0.0)
+        loss.item()
+        taken.append((time.perf_counter() - began) / TIMED)
     for state in step.optimizer.state.values():
         for value in state.values():
             value.zero_()
     step.generator.set_state(first)
     ema.updates = 0
-    return seconds
+    return statistics.median(taken)
 
 
 def train(step, given):
