@@ -85,8 +85,8 @@ def _solvable(kind, output, x, schedule, t):
     p, q, alpha, sigma = _system(kind, schedule, t)
     determinant = alpha * q - sigma * p
     if len(x) and determinant.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would wait
-        least, most = (end.item() for end in determinant.aminmax())
-        if not (0 < least <= most < math.inf or -math.inf < least <= most < 0):
+        least, most = (end.item() for end in determinant.abs().aminmax())
+        if not 0 < least <= most < math.inf:  # zero, infinite, or not a number somewhere
             singular = ~torch.isfinite(determinant) | (determinant == 0)
             at, a, s = (v[singular].flatten()[0].item() for v in (t, alpha, sigma))
             raise ValueError(

@@ -46,11 +46,11 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def by_kind(run, device, kinds: dict[str, tuple[str, ...]]) -> dict[str, float]:
-    """Seconds of one call of ``run``, after one to warm up, by kind of operation, as ``torch.profiler`` saw them.
+    """Seconds of one call of ``run``, after one to warm up, by kind of operator, as ``torch.profiler`` saw them.
 
-    ``kinds`` holds, by kind, parts of operations' names: an operation's own time goes to the first kind that has a part
-    in its name, else to ``"element by element"``. ``"Python, waiting"`` is what no operation accounts for. On a GPU an
-    operation's time is the device's. The profiler's own messages stop where KINETO_LOG_LEVEL is set before torch is
+    ``kinds`` holds, by kind, parts of operators' names: an operator's own time goes to the first kind that has a part
+    in its name, else to ``"element by element"``. ``"Python, waiting"`` is what no operator accounts for. On a GPU an
+    operator's time is the device's. The profiler's own messages stop where KINETO_LOG_LEVEL is set before torch is
     imported.
     """
     on_gpu = device.type == "cuda"
